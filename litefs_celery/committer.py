@@ -1,0 +1,325 @@
+"""Group commit under a term: many writes, one savepoint each, one COMMIT."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from . import ledger, observe
+from .config import Settings
+from .detector import Term
+from .engines import FULL, INFRASTRUCTURE, LOST, Engines, Guard, primary_code
+from .errors import ArgumentError, MethodMisuse, NotAcknowledged
+from .wire import Committed, Expired, Outcome, Refused, Wire, Write, conflict
+
+PRUNE_BATCH = 1_000  # a few milliseconds under the write lock
+
+RunMethod = Callable[[Session, Write], Any]
+
+
+_MISUSE = (
+    "a write method called {}: its transaction is not its own. Return to commit, raise to roll "
+    "back; session.begin_nested() gives a part of its own. Nothing was changed"
+)
+
+
+class WriteSession(Session):
+    """
+    The Session a write method gets: one savepoint of the group's transaction.
+
+    The method cannot end it, by whichever of the Session's methods.
+    """
+
+    def commit(self) -> None:
+        """Refused: the commit is made for the method when it returns."""
+        raise MethodMisuse(_MISUSE.format("commit()"))
+
+    def rollback(self) -> None:
+        """Refused: raise an exception instead, and everything is rolled back."""
+        raise MethodMisuse(_MISUSE.format("rollback()"))
+
+    def close(self) -> None:
+        """Refused: what came before would be rolled back, and what comes after kept."""
+        raise MethodMisuse(_MISUSE.format("close()"))
+
+    def keep(self) -> None:
+        """Release the savepoint: for the committer, after the method returned."""
+        super().commit()
+        super().close()
+
+    def undo(self) -> None:
+        """Roll the savepoint back: for the committer, after the method raised."""
+        super().close()
+
+
+_current: contextvars.ContextVar[tuple[object, Session] | None] = contextvars.ContextVar(
+    "litefs_celery_session", default=None
+)
+
+
+def current_session(owner: object) -> Session | None:
+    """The Session of the write of ``owner`` that runs in this context, if one does."""
+    current = _current.get()
+    if current is None:
+        return None
+    if current[0] is not owner:
+        raise MethodMisuse(
+            "a write method called a repository of another database: one transaction cannot span "
+            "two. Call it outside. Nothing was changed"
+        )
+    return current[1]
+
+
+@dataclass
+class _Job:
+    write: Write
+    term: Term
+    future: Future[Outcome] = field(default_factory=Future)
+
+
+class Committer:
+    """
+    One writer thread for one database.
+
+    A group is what arrived while the last commit was made: no delay is added when idle. ``run``
+    calls the method of a write and returns its value; ``confirm`` raises unless the node still
+    holds the role of the term (the proof that a commit counted).
+    """
+
+    def __init__(
+        self,
+        owner: object,
+        database: str,
+        settings: Settings,
+        engines: Engines,
+        wire: Wire,
+        *,
+        run: RunMethod,
+        confirm: Callable[[Term], None],
+    ) -> None:
+        self._owner = owner
+        self._database = database
+        self._settings = settings
+        self._engines = engines
+        self._wire = wire
+        self._run = run
+        self._confirm = confirm
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._epoch = 0
+        self._pruned_at = 0.0
+
+    def submit(self, write: Write, term: Term) -> Future[Outcome]:
+        """
+        Run ``write`` in the next group; the future holds its outcome once it is committed.
+
+        Fails with `NotAcknowledged` when the commit failed or could not be confirmed: then the
+        same write may be handed in again, here or elsewhere, and the ledger decides.
+        """
+        self._start()
+        job = _Job(write, term)
+        self._jobs.put(job)
+        return job.future
+
+    def stop(self) -> None:
+        """Finish the running group, fail what waits, end the thread; idempotent."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+        if thread is not None:
+            self._jobs.put(None)
+            thread.join()
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None:
+                name = f"litefs-{self._database}-writer"
+                self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
+                self._thread.start()
+
+    def _loop(self) -> None:
+        while True:
+            group, stopping = self._next_group()
+            if group:
+                self._commit_or_fail(group)
+            if stopping:
+                return
+
+    def _next_group(self) -> tuple[list[_Job], bool]:
+        group: list[_Job] = []
+        job = self._jobs.get()
+        with contextlib.suppress(queue.Empty):
+            while job is not None:
+                group.append(job)
+                if len(group) >= self._settings.group_limit:
+                    break
+                job = self._jobs.get_nowait()
+        return group, job is None
+
+    def _commit_or_fail(self, group: list[_Job]) -> None:
+        try:
+            self._commit(group)
+        except Exception as error:  # noqa: BLE001 - whatever it was, no caller may wait for ever
+            if len(group) > 1 and primary_code(error) == FULL:
+                # One write too large for the disk must not take the others with it.
+                for job in group:
+                    self._commit_or_fail([job])
+                return
+            self._fail(group, error)
+
+    def _fail(self, group: list[_Job], error: Exception) -> None:
+        term = group[-1].term
+        observe.emit(observe.GroupFailed(self._database, term.epoch, len(group), error))
+        if primary_code(error) in LOST:
+            # SQLite may know before the detector; were it only a disk error, the detector
+            # begins the term again.
+            term.end(f"a commit failed: {error}")
+        for job in group:
+            failure = NotAcknowledged(
+                f"the commit could not be confirmed: {error}", job.write.id, job.write.method
+            )
+            failure.__cause__ = error
+            job.future.set_exception(failure)
+
+    def _commit(self, group: list[_Job]) -> None:
+        started = time.monotonic()
+        term = group[-1].term
+        lost = next((job.term for job in group if not job.term.held), None)
+        if lost is not None:
+            raise NotAcknowledged(f"the term {lost.epoch} ended: {lost.reason}")
+        if term.epoch != self._epoch:
+            # A connection opened while the node was a replica stays read-only (litefs 0.5.14).
+            self._engines.writer.dispose()
+            self._epoch = term.epoch
+        with self._engines.writer.begin() as connection:
+            self._prune(connection)
+            outcomes, duplicates = self._run_group(connection, group, term.epoch)
+        self._confirm(term)
+        duration = time.monotonic() - started
+        observe.emit(
+            observe.GroupCommitted(self._database, term.epoch, len(group), duplicates, duration)
+        )
+        for job, outcome in zip(group, outcomes, strict=True):
+            job.future.set_result(outcome)
+
+    def _run_group(
+        self, connection: Connection, group: list[_Job], epoch: int
+    ) -> tuple[list[Outcome], int]:
+        known = ledger.find(connection, [job.write.id for job in group])
+        fresh: list[ledger.Entry] = []
+        outcomes: list[Outcome] = []
+        for job in group:
+            write = job.write
+            entry = known.get(write.id)
+            if entry is not None:
+                outcomes.append(self._answer(entry, write))
+                continue
+            outcome, text = self._run_one(connection, write, epoch)
+            entry = ledger.Entry(
+                write.id, write.method, write.fingerprint, text, epoch, time.time()
+            )
+            known[write.id] = entry
+            fresh.append(entry)
+            outcomes.append(outcome)
+        ledger.record(connection, fresh)
+        return outcomes, len(group) - len(fresh)
+
+    def _answer(self, entry: ledger.Entry, write: Write) -> Outcome:
+        if not entry.matches(write):
+            return Refused(conflict(write), entry.epoch)
+        observe.emit(observe.DuplicateAnswered(self._database, write.id, write.method))
+        return self._wire.load_outcome(entry.outcome, entry.epoch)
+
+    def _run_one(self, connection: Connection, write: Write, epoch: int) -> tuple[Outcome, str]:
+        outcome: Outcome
+        if time.time() > write.deadline:
+            outcome = Expired(epoch)
+            return outcome, self._wire.dump_outcome(outcome)
+        session = WriteSession(
+            connection, expire_on_commit=False, join_transaction_mode="create_savepoint"
+        )
+        try:
+            # Begun here, so that a method cannot begin and commit a transaction of its own.
+            session.begin()
+            value = self._call(session, write)
+            text = self._wire.dump_outcome(Committed(value))
+            session.keep()
+        except BaseException as error:
+            if isinstance(error, DBAPIError) and primary_code(error) in INFRASTRUCTURE:
+                raise
+            session.undo()
+            outcome = Refused(_as_exception(error), epoch)
+            text = self._refusal_text(outcome)
+        else:
+            # Decoded again, so that a caller on the primary gets what any other node gets.
+            outcome = self._wire.load_outcome(text, epoch)
+        if not _in_transaction(connection):
+            # SQLite rolls back by itself on some errors, also on those a method has caught.
+            raise NotAcknowledged(f"SQLite ended the transaction during {write.method}")
+        return outcome, text
+
+    def _refusal_text(self, outcome: Refused) -> str:
+        try:
+            return self._wire.dump_outcome(outcome)
+        except ArgumentError as error:
+            return self._wire.dump_outcome(Refused(error, outcome.epoch))
+
+    def _call(self, session: WriteSession, write: Write) -> Any:
+        guard = self._engines.guard
+        with _guarded(guard), _entered(self._owner, session):
+            try:
+                value = self._run(session, write)
+                session.flush()
+            except Exception as error:
+                if guard.denied:
+                    raise MethodMisuse(_MISUSE.format(guard.denied)) from error
+                raise
+        if guard.denied:
+            raise MethodMisuse(_MISUSE.format(guard.denied))
+        return value
+
+    def _prune(self, connection: Connection) -> None:
+        if time.monotonic() - self._pruned_at < self._settings.prune_interval:
+            return
+        self._pruned_at = time.monotonic()
+        before = time.time() - self._settings.ledger_retention
+        ledger.prune(connection, before=before, limit=PRUNE_BATCH)
+
+
+@contextlib.contextmanager
+def _guarded(guard: Guard) -> Iterator[None]:
+    guard.closed, guard.denied = True, ""
+    try:
+        yield
+    finally:
+        guard.closed = False
+
+
+@contextlib.contextmanager
+def _entered(owner: object, session: Session) -> Iterator[None]:
+    token = _current.set((owner, session))
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def _as_exception(error: BaseException) -> Exception:
+    if isinstance(error, Exception):
+        return error
+    return MethodMisuse(f"a write method raised {error!r}: everything it did was rolled back")
+
+
+def _in_transaction(connection: Connection) -> bool:
+    return bool(getattr(connection.connection.dbapi_connection, "in_transaction", False))

@@ -1,0 +1,170 @@
+"""Frozen `Settings`: every default once, from Celery's configuration and the environment."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .errors import ConfigurationError
+
+ENV_PREFIX = "LITEFS_CELERY_"
+CONF_PREFIX = "litefs_"
+SOURCES = ("events", "info", "file", "table")
+MODES = ("auto", "litefs", "standalone")
+# Queue names and Redis keys are built from these names.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """
+    One database's settings. Durations are seconds, sizes are bytes.
+
+    Each field is read from ``app.conf.litefs_<field>``, and the environment's
+    ``LITEFS_CELERY_<FIELD>`` goes before it, so that one image can serve every node.
+    """
+
+    node: str = field(default_factory=socket.gethostname)
+    """This node's name: what LiteFS calls it (``lease.hostname``, by default the host name)."""
+    mode: str = "auto"
+    """``litefs`` insists on LiteFS, ``standalone`` on none, ``auto`` looks for it once."""
+    api_url: str = "http://127.0.0.1:20202"
+    """This node's own LiteFS API; LiteFS's default port."""
+    sources: tuple[str, ...] = SOURCES
+    """What the detector listens to, of ``events``, ``info``, ``file``, ``table``."""
+    fixed_primary: str = ""
+    """Name of the one node that is primary, for clusters without an API; empty: detect."""
+    primary_region: str = ""
+    """Region whose node is primary, compared with ``region``; empty: detect."""
+    region: str = ""
+    """This node's region."""
+    primary_queue: str = "litefs-primary"
+    """Queue that only the primary consumes; a database not named "default" adds its name."""
+    read_queue_prefix: str = "litefs-read-"
+    """Each node consumes this prefix followed by its name."""
+    rejected_queue: str = "litefs-rejected"
+    """Where messages that are no writes are set aside."""
+    write_timeout: float = 30.0
+    """How long a synchronous write waits: longer than the 22 s a LiteFS failover takes."""
+    submit_timeout: float = 3600.0
+    """How long a submitted write may wait for a primary before it expires."""
+    resend_interval: float = 5.0
+    """A waiting caller sends its write again after this long without an outcome."""
+    visibility_interval: float = 0.002
+    """How often a waiting process reads ``-pos``: about 50 us each through FUSE."""
+    file_interval: float = 0.05
+    """How often the detector reads ``.primary``: must stay well below 250 ms."""
+    info_interval: float = 1.0
+    """How often the detector asks ``/info`` when nothing else moved."""
+    http_timeout: float = 1.0
+    """Connect and read timeout of the LiteFS API; it is on this machine."""
+    lock_timeout: float = 5.0
+    """How long a commit waits for another process's write lock on the primary."""
+    group_limit: int = 128
+    """Most writes in one commit: where the cost of a commit no longer shows per write."""
+    prefetch_limit: int = 256
+    """Most writes held unacknowledged: one group running, one waiting."""
+    ledger_retention: float = 86_400.0
+    """How long outcomes are kept; must exceed any redelivery (``visibility_timeout``)."""
+    prune_interval: float = 60.0
+    """How often the primary prunes the ledger."""
+    max_payload_bytes: int = 1_048_576
+    """Largest encoded arguments or result of one write."""
+    broker_timeout: float = 2.0
+    """Socket timeout of the connections writes are sent through."""
+
+    @classmethod
+    def load(
+        cls, conf: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None
+    ) -> Settings:
+        """
+        Settings from Celery's configuration and the environment, which goes first.
+
+        Raises `ConfigurationError` with every problem found, not only the first.
+        """
+        conf = {} if conf is None else conf
+        environ = os.environ if environ is None else environ
+        values: dict[str, Any] = {}
+        problems = _strangers(environ)
+        for option in dataclasses.fields(cls):
+            raw, name = _raw(option.name, conf, environ)
+            if raw is None:
+                continue
+            try:
+                values[option.name] = _typed(str(option.type), raw)
+            except (TypeError, ValueError):
+                problems.append(f"{name}={raw!r} is not a valid {option.type}")
+        settings = dataclasses.replace(cls(), **values)
+        problems += settings.problems()
+        if problems:
+            raise ConfigurationError("\n".join(problems))
+        return settings
+
+    def problems(self) -> list[str]:
+        """What is wrong with these settings, one sentence each; empty when nothing is."""
+        found = []
+        if not NAME.fullmatch(self.node):
+            found.append(f"litefs_node={self.node!r}: use letters, digits, '.', '_' and '-'")
+        if self.mode not in MODES:
+            found.append(f"litefs_mode={self.mode!r}: choose one of {', '.join(MODES)}")
+        if any(source not in SOURCES for source in self.sources):
+            found.append(f"litefs_sources={self.sources!r}: choose from {', '.join(SOURCES)}")
+        elif not self.has_fixed_role and not {"events", "info"} & set(self.sources):
+            found.append(
+                f"litefs_sources={self.sources!r} cannot prove that a node is primary: add 'info' "
+                "or 'events', or set litefs_fixed_primary or litefs_primary_region"
+            )
+        if not self.api_url.startswith(("http://", "https://")):
+            found.append(f"litefs_api_url={self.api_url!r}: must start with http://")
+        if self.primary_region and not self.region:
+            found.append("litefs_primary_region is set, litefs_region is not: set both")
+        if self.primary_region and self.fixed_primary:
+            found.append("litefs_fixed_primary and litefs_primary_region exclude each other")
+        for option in dataclasses.fields(self):
+            value = getattr(self, option.name)
+            if str(option.type) in ("int", "float") and not value > 0:
+                found.append(f"litefs_{option.name}={value!r}: must be greater than 0")
+        return found
+
+    @property
+    def has_fixed_role(self) -> bool:
+        """Whether the role comes from these settings instead of from LiteFS."""
+        return bool(self.fixed_primary or self.primary_region)
+
+    @property
+    def read_queue(self) -> str:
+        """The queue of this node's own reads."""
+        return f"{self.read_queue_prefix}{self.node}"
+
+
+def _raw(name: str, conf: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[Any, str]:
+    variable = ENV_PREFIX + name.upper()
+    if environ.get(variable):
+        return environ[variable], variable
+    return conf.get(CONF_PREFIX + name), CONF_PREFIX + name
+
+
+def _typed(kind: str, raw: Any) -> Any:
+    if kind == "tuple[str, ...]":
+        parts = raw.split(",") if isinstance(raw, str) else raw
+        return tuple(str(part).strip() for part in parts if str(part).strip())
+    if kind == "float":
+        return float(raw)
+    if kind == "int":
+        return int(raw)
+    return str(raw)
+
+
+def _strangers(environ: Mapping[str, str]) -> list[str]:
+    """Misspelt variables of ours: a typo must not silently mean the default."""
+    known = {ENV_PREFIX + option.name.upper() for option in dataclasses.fields(Settings)}
+    return [
+        f"{name} is not a setting; known are {', '.join(sorted(known))}"
+        for name in environ
+        if name.startswith(ENV_PREFIX) and name not in known
+    ]

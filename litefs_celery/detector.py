@@ -1,0 +1,331 @@
+"""Facts from the sources reduced to a `Role`, and a `Term` that ends."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from . import observe
+from .config import Settings
+from .errors import LiteFSUnreachable, MountUnavailable
+from .ledger import TermRow
+from .litefs import Event, LiteFSNode, NodeInfo
+
+# A stale lease names the node itself for about a second after a handoff (litefs 0.5.14); a node
+# that is named for longer and still is not primary shares its name with another.
+SAME_NAME_GRACE = 5.0
+
+
+class Kind(enum.Enum):
+    """What a node can be; ``UNKNOWN`` is never folded into another."""
+
+    PRIMARY = "primary"
+    REPLICA = "replica"
+    UNKNOWN = "unknown"
+    STANDALONE = "standalone"
+
+
+@dataclass(frozen=True)
+class Role:
+    """A node's role; ``primary`` names the primary of a replica, ``reason`` says how it is known."""
+
+    kind: Kind
+    primary: str = ""
+    reason: str = ""
+
+
+class Term:
+    """
+    One node's time as primary; an object that ends, once.
+
+    Code that writes holds a term, never a boolean: ``held`` turns False and ``lost`` is set at
+    the first sign that the role is gone.
+    """
+
+    def __init__(self, epoch: int, node: str, litefs_id: str) -> None:
+        self.epoch = epoch
+        self.node = node
+        self.litefs_id = litefs_id
+        self.lost = threading.Event()
+        self.reason = ""
+
+    @property
+    def held(self) -> bool:
+        """Whether no sign of its end has been seen."""
+        return not self.lost.is_set()
+
+    def end(self, reason: str) -> None:
+        """The role is gone; later reasons are ignored."""
+        if self.held:
+            self.reason = reason
+            self.lost.set()
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the sources said in one look; a source that is off or failed says nothing."""
+
+    file: str | None = None
+    file_error: str = ""
+    info: NodeInfo | None = None
+    info_error: str = ""
+    tracked: TermRow | None = None
+
+
+def decide(settings: Settings, facts: Facts, term_epoch: int | None = None) -> Role:
+    """
+    The one reducer. Becoming primary needs ``/info`` to say so; losing it needs one sign.
+
+    ``term_epoch`` is the epoch of the term this node holds: a newer row of another node in the
+    tracking table ends it.
+    """
+    if settings.has_fixed_role:
+        return _fixed(settings)
+    if facts.file_error:
+        return Role(Kind.UNKNOWN, reason=facts.file_error)
+    tracked = facts.tracked
+    if (
+        tracked
+        and term_epoch is not None
+        and tracked.epoch > term_epoch
+        and tracked.node != settings.node
+    ):
+        return Role(Kind.REPLICA, tracked.node, f"{tracked.node} began epoch {tracked.epoch}")
+    if facts.file is not None and facts.file != settings.node:
+        return Role(Kind.REPLICA, facts.file, ".primary names it")
+    if facts.info is None:
+        return Role(Kind.UNKNOWN, reason=facts.info_error or "/info was not asked")
+    if facts.info.is_primary:
+        return Role(Kind.PRIMARY, settings.node, "/info says primary")
+    if facts.file is not None:
+        return Role(Kind.UNKNOWN, reason=".primary names this node, /info says not primary")
+    if facts.info.primary and facts.info.primary != settings.node:
+        return Role(Kind.REPLICA, facts.info.primary, "/info names it")
+    return Role(Kind.UNKNOWN, reason="LiteFS knows no primary")
+
+
+def _fixed(settings: Settings) -> Role:
+    if settings.primary_region:
+        here = settings.region == settings.primary_region
+        named = "" if not here else settings.node
+        where = f"litefs_primary_region is {settings.primary_region}"
+        return Role(Kind.PRIMARY if here else Kind.REPLICA, named, where)
+    here = settings.fixed_primary == settings.node
+    kind = Kind.PRIMARY if here else Kind.REPLICA
+    return Role(kind, settings.fixed_primary, "litefs_fixed_primary")
+
+
+def look(
+    node: LiteFSNode,
+    settings: Settings,
+    *,
+    ask_info: bool = True,
+    tracked: TermRow | None = None,
+) -> Facts:
+    """One look at the file and, unless the file already proves a replica, at ``/info``."""
+    facts = Facts(tracked=tracked)
+    ask_info = ask_info and "info" in settings.sources
+    if settings.has_fixed_role:
+        return facts
+    try:
+        # Always read: a dead mount must be seen even where .primary is not listened to.
+        file = node.primary_file()
+    except MountUnavailable as error:
+        return replace(facts, file_error=str(error))
+    if "file" in settings.sources:
+        facts = replace(facts, file=file)
+        if file is not None and file != settings.node:
+            return facts
+    if ask_info:
+        try:
+            return replace(facts, info=node.info())
+        except LiteFSUnreachable as error:
+            return replace(facts, info_error=str(error))
+    return facts
+
+
+class Detector:
+    """
+    Watches one node's LiteFS from its own threads and holds the current `Term`.
+
+    ``begin_term`` writes the term's row, which only the true primary can; ``newest_term`` reads
+    the last row that was replicated here. ``on_change`` is called after each change, in the
+    detector's thread; it must not block.
+    """
+
+    def __init__(
+        self,
+        database: str,
+        settings: Settings,
+        connect: Callable[[], LiteFSNode],
+        *,
+        begin_term: Callable[[str], Term],
+        newest_term: Callable[[], TermRow | None],
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.role = Role(Kind.UNKNOWN, reason="not started")
+        self.term: Term | None = None
+        self._database = database
+        self._settings = settings
+        self._connect = connect
+        self._begin_term = begin_term
+        self._newest_term = newest_term
+        self._on_change = on_change
+        self._hint = threading.Event()
+        self._stopped = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._info: NodeInfo | None = None
+        self._info_error = ""
+        self._heard: NodeInfo | None = None
+        self._named_since: float | None = None
+        self._not_before = 0.0
+
+    def start(self) -> None:
+        """Start watching; idempotent."""
+        if self._threads:
+            return
+        self._stopped.clear()
+        loops = [self._watch]
+        if "events" in self._settings.sources and not self._settings.has_fixed_role:
+            loops.append(self._listen)
+        for loop in loops:
+            name = f"litefs-{self._database}-{loop.__name__.strip('_')}"
+            thread = threading.Thread(target=loop, name=name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def stop(self) -> None:
+        """End the term and stop watching; idempotent. The event stream's thread ends by itself."""
+        self._stopped.set()
+        self._hint.set()
+        for thread in self._threads[:1]:
+            thread.join(self._settings.http_timeout * 2)
+        self._threads.clear()
+        self._end_term("the worker stops")
+
+    def look_again(self) -> None:
+        """Something hints at a change: look now, not at the next interval."""
+        self._hint.set()
+
+    def _watch(self) -> None:
+        with contextlib.closing(self._connect()) as node:
+            next_info = 0.0
+            while not self._stopped.is_set():
+                hinted = self._hint.is_set()
+                self._hint.clear()
+                due = hinted or time.monotonic() >= next_info
+                if due:
+                    next_info = time.monotonic() + self._info_interval()
+                try:
+                    self._reduce(node, ask_info=due)
+                except Exception:
+                    observe.logger.exception("the detector of %s failed", self._database)
+                self._hint.wait(self._settings.file_interval)
+
+    def _info_interval(self) -> float:
+        # Where no primary is known one is about to be: look as often as the file is read.
+        unknown = self.role.kind is Kind.UNKNOWN and not self._info_error
+        return self._settings.file_interval if unknown else self._settings.info_interval
+
+    def _reduce(self, node: LiteFSNode, *, ask_info: bool) -> None:
+        tracked = None
+        if ask_info and "table" in self._settings.sources:
+            tracked = self._newest_term()
+        facts = look(node, self._settings, ask_info=ask_info, tracked=tracked)
+        if not ask_info and not facts.file_error and self._file_moved(facts):
+            # .primary came or went: only /info can say what that means.
+            ask_info = True
+            facts = look(node, self._settings, tracked=tracked)
+        if "info" not in self._settings.sources:
+            facts = replace(facts, info=self._heard)
+        elif not ask_info and not facts.file_error:
+            facts = replace(facts, info=self._info, info_error=self._info_error)
+        self._info, self._info_error = facts.info, facts.info_error
+        epoch = self.term.epoch if self.term else None
+        self._adopt(decide(self._settings, facts, epoch), facts)
+
+    def _file_moved(self, facts: Facts) -> bool:
+        if facts.file is None:
+            return self.role.kind is Kind.REPLICA
+        return self.term is not None
+
+    def _adopt(self, role: Role, facts: Facts) -> None:
+        self._check_name(facts)
+        litefs_id = facts.info.litefs_id if facts.info else ""
+        term = self.term
+        if term is not None and not (
+            role.kind is Kind.PRIMARY and term.held and term.litefs_id == litefs_id
+        ):
+            restarted = "LiteFS was started again" if role.kind is Kind.PRIMARY else role.reason
+            if not term.held:
+                # The committer met the end first, or a failing disk: do not take it up again hot.
+                self._not_before = time.monotonic() + self._settings.info_interval
+            self._end_term(term.reason or restarted)
+        if role.kind is Kind.PRIMARY and self.term is None and time.monotonic() >= self._not_before:
+            role = self._try_term(role, litefs_id)
+        if (role.kind, role.primary) != (self.role.kind, self.role.primary):
+            observe.emit(
+                observe.RoleChanged(self._database, role.kind.value, role.primary, role.reason)
+            )
+            self.role = role
+            self._on_change()
+        self.role = role
+
+    def _try_term(self, role: Role, litefs_id: str) -> Role:
+        try:
+            term = self._begin_term(litefs_id)
+        except Exception as error:
+            # The tracking row is the arbiter: whoever cannot write it is not primary.
+            return Role(Kind.UNKNOWN, reason=f"cannot begin a term: {error}")
+        self.term = term
+        observe.emit(observe.TermStarted(self._database, term.epoch, term.node))
+        self._on_change()
+        return role
+
+    def _end_term(self, reason: str) -> None:
+        term, self.term = self.term, None
+        if term is None:
+            return
+        term.end(reason)
+        observe.emit(observe.TermEnded(self._database, term.epoch, term.node, term.reason))
+        self._on_change()
+
+    def _check_name(self, facts: Facts) -> None:
+        named = facts.file == self._settings.node and not (facts.info and facts.info.is_primary)
+        if not named:
+            self._named_since = None
+        elif self._named_since is None:
+            self._named_since = time.monotonic()
+        elif time.monotonic() - self._named_since > SAME_NAME_GRACE:
+            self._named_since = time.monotonic()
+            observe.logger.error(
+                "LiteFS names %r as primary, and this node, also called %r, is not: two nodes "
+                "have one name. Set litefs_node (and LiteFS's lease.hostname) apart on each node",
+                facts.file,
+                self._settings.node,
+            )
+
+    def _listen(self) -> None:
+        with contextlib.closing(self._connect()) as node:
+            while not self._stopped.is_set():
+                with contextlib.suppress(LiteFSUnreachable):
+                    for event in node.events():
+                        if self._stopped.is_set():
+                            return
+                        self._hear(event)
+                self._heard = None
+                # The stream ends when LiteFS stops or drops a slow reader: look, then listen again.
+                self._hint.set()
+                self._stopped.wait(self._settings.info_interval)
+
+    def _hear(self, event: Event) -> None:
+        if event.is_primary is None:
+            return
+        heard = NodeInfo(event.is_primary, True, event.primary, event.litefs_id)
+        if heard != self._heard:
+            self._heard = heard
+            self._hint.set()

@@ -1,0 +1,189 @@
+"""SQLAlchemy engines on one SQLite file: for reads, for local Sessions, and for the one writer."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import ExceptionContext, make_url
+from sqlalchemy.pool import NullPool, QueuePool
+
+from .errors import ConfigurationError, DatabaseMissing
+
+# SQLite's primary result codes after which a connection is not to be used again: LiteFS went
+# away or changed its role under it (litefs 0.5.14: a connection opened on a replica stays
+# read-only after a promotion).
+READONLY, IOERR, FULL, CANTOPEN = 8, 10, 13, 14
+BUSY, LOCKED, CORRUPT, NOTADB, PROTOCOL, NOMEM = 5, 6, 11, 26, 15, 7
+LOST = frozenset({READONLY, IOERR, CANTOPEN, CORRUPT, NOTADB})
+INFRASTRUCTURE = LOST | {FULL, BUSY, LOCKED, PROTOCOL, NOMEM}
+
+OnConnect = Callable[[sqlite3.Connection], None]
+
+
+class Guard:
+    """
+    Keeps a write method from ending the group's transaction.
+
+    SQLite asks it whenever a statement is compiled; while ``closed`` it denies COMMIT, ROLLBACK
+    and ATTACH in whatever form, and remembers what was denied.
+    """
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.denied = ""
+
+    def __call__(self, action: int, first: str | None, *_: str | None) -> int:
+        """SQLite's authorizer callback."""
+        if self.closed and action in _FORBIDDEN:
+            self.denied = f"{_FORBIDDEN[action]} {first or ''}".strip()
+            return sqlite3.SQLITE_DENY
+        return sqlite3.SQLITE_OK
+
+
+_FORBIDDEN = {
+    sqlite3.SQLITE_TRANSACTION: "transaction control",
+    sqlite3.SQLITE_ATTACH: "ATTACH",
+    sqlite3.SQLITE_DETACH: "DETACH",
+}
+
+
+class Engines:
+    """
+    The engines of one database file.
+
+    ``reader`` is autocommit: no read transaction outlives its statement. ``local`` begins a
+    transaction as SQLAlchemy's Sessions expect. ``writer`` begins IMMEDIATE, under `Guard`;
+    ``setup`` begins IMMEDIATE on a connection that is opened for it and closed after.
+    Only ``may_create`` (standalone, or the primary's own set-up) creates a missing file: a file
+    made on a replica, or in an empty mount point, would be a phantom whose writes are lost.
+    """
+
+    def __init__(
+        self, path: Path, *, lock_timeout: float, on_connect: OnConnect | None = None
+    ) -> None:
+        self.path = path
+        self.guard = Guard()
+        self.may_create = False
+        self._lock_timeout = lock_timeout
+        self._on_connect = on_connect
+        self._holders: dict[int, int] = {}
+        self._holders_lock = threading.Lock()
+        self.reader = self._engine(isolation_level="AUTOCOMMIT")
+        self.local = self._engine()
+        self.writer = self._engine(pool_size=1, max_overflow=0)
+        self.setup = self._engine(poolclass=NullPool)
+        event.listen(self.setup, "begin", _begin_immediate)
+        event.listen(self.local, "begin", _begin)
+        event.listen(self.local, "checkout", self._held)
+        event.listen(self.local, "checkin", self._released)
+        event.listen(self.writer, "begin", _begin_immediate)
+        event.listen(self.writer, "connect", self._guarded)
+
+    def holds_local_session(self) -> bool:
+        """Whether this thread has a connection of ``local`` in use: an open read transaction."""
+        return self._holders.get(threading.get_ident(), 0) > 0
+
+    def dispose(self) -> None:
+        """Close idle connections; those in use close when they are given back."""
+        for engine in (self.reader, self.local, self.writer):
+            engine.dispose()
+
+    def forget(self) -> None:
+        """After a fork: drop the parent's connections without touching them."""
+        for engine in (self.reader, self.local, self.writer):
+            engine.dispose(close=False)
+        self._holders.clear()
+
+    def _engine(self, **options: Any) -> Engine:
+        if "poolclass" not in options:
+            # SQLite connections are cheap, and a caller must not wait for another's Session.
+            options = {"poolclass": QueuePool, "max_overflow": -1, **options}
+        engine = create_engine("sqlite://", creator=self._connect, **options)
+        event.listen(engine, "handle_error", _notice_lost_file)
+        return engine
+
+    def _connect(self) -> sqlite3.Connection:
+        mode = "rwc" if self.may_create else "rw"
+        try:
+            connection = sqlite3.connect(
+                f"file:{quote(str(self.path))}?mode={mode}",
+                uri=True,
+                timeout=self._lock_timeout,
+                check_same_thread=False,
+                isolation_level=None,
+            )
+        except sqlite3.OperationalError as error:
+            raise self._explained(error) from error
+        if self._on_connect is not None:
+            self._on_connect(connection)
+        return connection
+
+    def _explained(self, error: sqlite3.OperationalError) -> Exception:
+        try:
+            self.path.stat()
+        except FileNotFoundError:
+            return DatabaseMissing(
+                f"{self.path} does not exist: create it on the primary with db.create_all(), "
+                "or check the database URL and that LiteFS is mounted"
+            )
+        except OSError:
+            pass
+        return error
+
+    def _guarded(self, connection: Any, _record: object) -> None:
+        # Once for each connection: setting an authorizer makes SQLite recompile all statements.
+        connection.set_authorizer(self.guard)
+
+    def _held(self, _connection: object, record: Any, _proxy: object) -> None:
+        ident = threading.get_ident()
+        record.info["litefs_holder"] = ident
+        with self._holders_lock:
+            self._holders[ident] = self._holders.get(ident, 0) + 1
+
+    def _released(self, _connection: object, record: Any) -> None:
+        ident = record.info.pop("litefs_holder", None)
+        if ident is None:
+            return
+        with self._holders_lock:
+            left = self._holders.get(ident, 1) - 1
+            if left:
+                self._holders[ident] = left
+            else:
+                self._holders.pop(ident, None)
+
+
+def database_path(url: str) -> Path:
+    """The file behind a SQLAlchemy SQLite URL; raises `ConfigurationError` with the remedy."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        raise ConfigurationError(f"{url!r} is no SQLite URL: use sqlite:////litefs/app.db")
+    if not parsed.database or parsed.database == ":memory:" or parsed.query:
+        raise ConfigurationError(
+            f"{url!r} must name one file, without options: use sqlite:////litefs/app.db"
+        )
+    return Path(parsed.database).absolute()
+
+
+def primary_code(error: BaseException | None) -> int:
+    """SQLite's primary result code behind a SQLAlchemy or sqlite3 error; 0 where none is."""
+    orig = getattr(error, "orig", None) or error
+    return int(getattr(orig, "sqlite_errorcode", 0) or 0) & 0xFF
+
+
+def _begin(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN")
+
+
+def _begin_immediate(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _notice_lost_file(context: ExceptionContext) -> None:
+    if primary_code(context.original_exception) in LOST:
+        context.is_disconnect = True

