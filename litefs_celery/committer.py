@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
@@ -88,13 +88,39 @@ class _Job:
     future: Future[Outcome] = field(default_factory=Future)
 
 
+@dataclass
+class _Committed:
+    term: Term
+    group: list[_Job]
+    outcomes: list[Outcome]
+    duplicates: int
+    started: float
+
+
+T = TypeVar("T")
+
+
+def _take_all(source: queue.SimpleQueue[T | None], *, limit: int) -> tuple[list[T], bool]:
+    """Wait for one item, then take all that are there, at most ``limit``; None says stop."""
+    taken: list[T] = []
+    item = source.get()
+    with contextlib.suppress(queue.Empty):
+        while item is not None:
+            taken.append(item)
+            if len(taken) >= limit:
+                break
+            item = source.get_nowait()
+    return taken, item is None
+
+
 class Committer:
     """
     One writer thread for one database.
 
     A group is what arrived while the last commit was made: no delay is added when idle. ``run``
     calls the method of a write and returns its value; ``confirm`` raises unless the node still
-    holds the role of the term (the proof that a commit counted).
+    holds the role of the term (the proof that a commit counted). A second thread confirms, all
+    groups at once that were committed meanwhile, so that the next commit need not wait for it.
     """
 
     def __init__(
@@ -116,7 +142,8 @@ class Committer:
         self._run = run
         self._confirm = confirm
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._committed: queue.SimpleQueue[_Committed | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
         self._epoch = 0
         self._pruned_at = 0.0
@@ -134,38 +161,65 @@ class Committer:
         return job.future
 
     def stop(self) -> None:
-        """Finish the running group, fail what waits, end the thread; idempotent."""
+        """Finish and confirm what was handed in, end the threads; idempotent."""
         with self._lock:
-            thread, self._thread = self._thread, None
-        if thread is not None:
+            threads, self._threads = self._threads, []
+        if threads:
             self._jobs.put(None)
+        for thread in threads:
             thread.join()
 
     def _start(self) -> None:
         with self._lock:
-            if self._thread is None:
-                name = f"litefs-{self._database}-writer"
-                self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
-                self._thread.start()
+            if self._threads:
+                return
+            for loop, role in ((self._write, "writer"), (self._confirm_all, "confirmer")):
+                name = f"litefs-{self._database}-{role}"
+                thread = threading.Thread(target=loop, name=name, daemon=True)
+                self._threads.append(thread)
+                thread.start()
 
-    def _loop(self) -> None:
-        while True:
+    def _write(self) -> None:
+        stopping = False
+        while not stopping:
             group, stopping = self._next_group()
             if group:
                 self._commit_or_fail(group)
-            if stopping:
-                return
+        self._committed.put(None)
+
+    def _confirm_all(self) -> None:
+        stopping = False
+        while not stopping:
+            done, stopping = _take_all(self._committed, limit=self._settings.group_limit)
+            # One look for each term: all of these were committed before it.
+            terms = {committed.term for committed in done}
+            failures = {term: self._confirmation_failure(term) for term in terms}
+            for committed in done:
+                self._resolve(committed, failures[committed.term])
+
+    def _confirmation_failure(self, term: Term) -> Exception | None:
+        try:
+            self._confirm(term)
+        except Exception as error:  # noqa: BLE001 - whatever it was, no caller may wait for ever
+            return error
+        return None
+
+    def _resolve(self, committed: _Committed, failure: Exception | None) -> None:
+        if failure is not None:
+            self._fail(committed.group, failure)
+            return
+        duration = time.monotonic() - committed.started
+        observe.emit(
+            observe.GroupCommitted(
+                self._database, committed.term.epoch, len(committed.group),
+                committed.duplicates, duration,
+            )
+        )
+        for job, outcome in zip(committed.group, committed.outcomes, strict=True):
+            job.future.set_result(outcome)
 
     def _next_group(self) -> tuple[list[_Job], bool]:
-        group: list[_Job] = []
-        job = self._jobs.get()
-        with contextlib.suppress(queue.Empty):
-            while job is not None:
-                group.append(job)
-                if len(group) >= self._settings.group_limit:
-                    break
-                job = self._jobs.get_nowait()
-        return group, job is None
+        return _take_all(self._jobs, limit=self._settings.group_limit)
 
     def _commit_or_fail(self, group: list[_Job]) -> None:
         try:
@@ -205,13 +259,7 @@ class Committer:
         with self._engines.writer.begin() as connection:
             self._prune(connection)
             outcomes, duplicates = self._run_group(connection, group, term.epoch)
-        self._confirm(term)
-        duration = time.monotonic() - started
-        observe.emit(
-            observe.GroupCommitted(self._database, term.epoch, len(group), duplicates, duration)
-        )
-        for job, outcome in zip(group, outcomes, strict=True):
-            job.future.set_result(outcome)
+        self._committed.put(_Committed(term, group, outcomes, duplicates, started))
 
     def _run_group(
         self, connection: Connection, group: list[_Job], epoch: int

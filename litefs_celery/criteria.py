@@ -72,6 +72,12 @@ class CriteriaCodec:
             return sub(node.element)
         if isinstance(node, elements.BooleanClauseList):
             return [_connective(node.operator, path), *map(sub, node.clauses)]
+        if isinstance(node, elements.ExpressionClauseList) and node.operator in _NAMES:
+            # SQLAlchemy flattens chains of one associative operator: a + b + c.
+            first, *rest = map(sub, node.clauses)
+            for part in rest:
+                first = ["binary", _NAMES[node.operator], first, part, None]
+            return first
         if isinstance(node, elements.AsBoolean):
             return ["not", sub(node.element)] if node.operator is operators.is_false else (
                 sub(node.element)

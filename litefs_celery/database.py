@@ -41,6 +41,7 @@ from .visibility import Visibility
 from .wire import Outcome, Wire, Write, unwrap
 
 CREATE_INTERVAL = 0.1
+TIMEOUT_LIMIT = 31_622_400.0  # a year; far beyond it the waits of threads overflow
 JOURNAL_MODES = ("delete", "wal")
 
 
@@ -180,8 +181,10 @@ class LiteFSCelery:
         self, method: str, arguments: str, *, timeout: float, write_id: str, shown: tuple[str, str]
     ) -> Write:
         """A write of this node that may begin until ``timeout`` seconds from now."""
-        if not timeout > 0:
-            raise ArgumentError(f"timeout={timeout!r}: give seconds, more than 0")
+        if not 0 < timeout <= TIMEOUT_LIMIT:
+            raise ArgumentError(
+                f"timeout={timeout!r}: give seconds, more than 0, at most {TIMEOUT_LIMIT}"
+            )
         return Write.new(
             method, arguments, origin=self.settings.node, deadline=time.time() + timeout,
             write_id=write_id, shown=shown,
@@ -399,6 +402,8 @@ class _Parts:
         self.sends_events: Callable[[], bool] = lambda: False
         self._threads = threading.local()
         self._term: Term | None = None
+        self._term_until = 0.0
+        self._ready_until = 0.0
         self._lock = threading.Lock()
 
     def node(self) -> LiteFSNode:
@@ -428,10 +433,13 @@ class _Parts:
 
     def check_ready(self) -> None:
         """Raise unless the mount answers and holds the database."""
+        if time.monotonic() < self._ready_until:
+            return
         if self.db.standalone or self.db.settings.has_fixed_role:
             return
         node, path = self.node(), self.db.path
         if node.position(path.name) is not None:
+            self._ready_until = time.monotonic() + self.db.settings.info_interval
             return
         if not node.is_mounted():
             raise MountUnavailable(
@@ -447,29 +455,36 @@ class _Parts:
         """The term under which this process may write; None where the write must travel."""
         if self.detector is not None:
             return self.db.term
-        with self._lock:
-            if self.db.standalone:
-                return self._begin_once("")
-            facts = look(self.node(), self.db.settings)
-            if decide(self.db.settings, facts).kind is Kind.PRIMARY:
-                return self._begin_once(facts.info.litefs_id if facts.info else "")
-            if self._term is not None:
-                self._term.end("LiteFS says not primary")
-                self._term = None
-            return None
+        if time.monotonic() >= self._term_until or (self._term and not self._term.held):
+            with self._lock:
+                if time.monotonic() >= self._term_until or (self._term and not self._term.held):
+                    self._term = self._look_for_term()
+                    # Either answer may be old: a write that is sent finds the primary, one that
+                    # is committed here is confirmed. Looking costs a millisecond through FUSE.
+                    self._term_until = time.monotonic() + self.db.settings.file_interval
+        return self._term
+
+    def _look_for_term(self) -> Term | None:
+        if self.db.standalone:
+            return self._begin_once("")
+        facts = look(self.node(), self.db.settings)
+        if decide(self.db.settings, facts).kind is Kind.PRIMARY:
+            return self._begin_once(facts.info.litefs_id if facts.info else "")
+        if self._term is not None:
+            self._term.end("LiteFS says not primary")
+        return None
 
     def _begin_once(self, litefs_id: str) -> Term | None:
         term = self._term
         if term is not None and term.held and term.litefs_id == litefs_id:
             return term
         try:
-            self._term = self.begin_term(litefs_id)
-        except SQLAlchemyError as error:
+            return self.begin_term(litefs_id)
+        except (SQLAlchemyError, LiteFSCeleryError) as error:
             if self.db.standalone:
                 raise
             observe.logger.warning("cannot begin a term here: %s", error)
-            self._term = None
-        return self._term
+            return None
 
     def begin_term(self, litefs_id: str) -> Term:
         """Write this node's row into the tracking table: only the true primary can."""

@@ -25,6 +25,8 @@ from .ledger import Entry
 from .visibility import Visibility
 from .wire import Committed, Expired, Outcome, Refused, Wire, Write, conflict, unwrap
 
+# How late a resend or a deadline may be; costs nothing while nothing is pending.
+TICK = 0.05
 # The first try after the broker refused; doubled to a second: short against any deadline.
 RETRY_INTERVAL = 0.1
 RETRY_INTERVAL_LIMIT = 1.0
@@ -61,7 +63,7 @@ class Ways(Protocol):
         """Whether the calling thread holds a local Session open."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Pending:
     write: Write
     deadline: float
@@ -79,8 +81,9 @@ class Forwarder:
     """
     Sends the writes of one process and keeps each until its outcome is known.
 
-    One thread, awake while something is pending, sends again and gives up at deadlines, for
-    synchronous and asyncio callers alike.
+    One thread sends, sends again and gives up at deadlines, for synchronous and asyncio callers
+    alike. That callers do not send themselves also makes many of them faster: they would queue
+    for the interpreter's lock at each of the broker's round trips.
     """
 
     def __init__(
@@ -92,9 +95,12 @@ class Forwarder:
         self._visibility = visibility
         self._ways = ways
         self._pending: dict[int, _Pending] = {}
+        self._new: list[_Pending] = []
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._stopped = False
+        self._broker_away_until = 0.0
+        self._broker_problem = ""
 
     def call(self, write: Write, timeout: float) -> Any:
         """
@@ -102,7 +108,7 @@ class Forwarder:
 
         Raises `WriteTimeout`, `NotYetVisible` or `BrokerUnavailable` after ``timeout`` seconds.
         """
-        pending = self.start(write, timeout, in_background=False)
+        pending = self.start(write, timeout)
         try:
             outcome = pending.result(timeout + GIVE_UP_GRACE)
         except FutureTimeoutError:
@@ -111,12 +117,8 @@ class Forwarder:
             raise self._timeout(write, "") from None
         return unwrap(outcome, write)
 
-    def start(self, write: Write, timeout: float, *, in_background: bool) -> Future[Outcome]:
-        """
-        Begin ``write``; the future gets its outcome, or an error at the latest after ``timeout``.
-
-        ``in_background`` leaves sending to the thread, for callers that must not block.
-        """
+    def start(self, write: Write, timeout: float) -> Future[Outcome]:
+        """Begin ``write``; the future gets its outcome, or an error after ``timeout`` seconds."""
         if self._ways.holds_local_session():
             raise OpenReadTransaction(
                 f"{write.method} was called while this thread holds a local Session open: the "
@@ -125,15 +127,14 @@ class Forwarder:
             )
         self._ways.check_ready()
         pending = _Pending(write, time.monotonic() + timeout)
-        pending.next_send = pending.started if in_background else pending.deadline
-        with self._changed:
-            self._pending[id(pending)] = pending
         self._visibility.watch(write.id).add_done_callback(
             functools.partial(self._appeared, pending)
         )
-        if not in_background:
-            self._send(pending)
-        self._wake()
+        with self._changed:
+            self._pending[id(pending)] = pending
+            self._new.append(pending)
+            self._run()
+            self._changed.notify()
         return pending.future
 
     def new_term(self, _epoch: int) -> None:
@@ -153,23 +154,24 @@ class Forwarder:
         if thread is not None:
             thread.join()
 
-    def _wake(self) -> None:
-        with self._changed:
-            if self._thread is None and not self._stopped:
-                name = f"litefs-{self._database}-forward"
-                self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
-                self._thread.start()
-            self._changed.notify()
+    def _run(self) -> None:
+        if self._thread is None and not self._stopped:
+            name = f"litefs-{self._database}-forward"
+            self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
+            self._thread.start()
 
     def _loop(self) -> None:
+        next_look = 0.0
         while not self._stopped:
             with self._changed:
-                due = min((self._due(p) for p in self._pending.values()), default=None)
-                wait = None if due is None else due - time.monotonic()
-                if wait is None or wait > 0:
-                    self._changed.wait(wait)
+                if not self._new:
+                    self._changed.wait(TICK if self._pending else None)
+                ready, self._new = self._new, []
                 now = time.monotonic()
-                ready = [p for p in self._pending.values() if self._due(p) <= now]
+                if now >= next_look:
+                    next_look = now + TICK
+                    due = [p for p in self._pending.values() if _due(p) <= now]
+                    ready += [p for p in due if p not in ready]
             for pending in ready:
                 try:
                     self._tend(pending)
@@ -178,20 +180,23 @@ class Forwarder:
         for pending in list(self._pending.values()):
             self._fail(pending, self._timeout(pending.write, "this process stops"))
 
-    @staticmethod
-    def _due(pending: _Pending) -> float:
-        return min(pending.next_send, pending.deadline)
-
     def _tend(self, pending: _Pending) -> None:
-        if pending.future.cancelled():
+        now = time.monotonic()
+        if pending.future.done():
             self._drop(pending)
-        elif time.monotonic() >= pending.deadline:
+        elif now >= pending.deadline:
             self._give_up(pending)
-        else:
+        elif now >= pending.next_send:
             self._send(pending)
 
     def _send(self, pending: _Pending) -> None:
         write = pending.write
+        if time.monotonic() < self._broker_away_until:
+            # Another's attempt failed just now: trying each in turn would make all of them late.
+            pending.refusals += 1
+            pending.problem = self._broker_problem
+            pending.next_send = self._broker_away_until
+            return
         pending.attempts += 1
         here = self._ways.run_here(write)
         if pending.attempts == 1:
@@ -207,11 +212,11 @@ class Forwarder:
         try:
             self._ways.publish(write)
         except Unsent as error:
-            pending.maybe_sent |= error.maybe_sent
-            pending.problem = str(error)
             pause = min(RETRY_INTERVAL * 2**pending.refusals, RETRY_INTERVAL_LIMIT)
+            pending.maybe_sent |= error.maybe_sent
             pending.refusals += 1
-            pending.next_send = time.monotonic() + pause
+            pending.problem = self._broker_problem = str(error)
+            pending.next_send = self._broker_away_until = time.monotonic() + pause
         except WriteError as error:
             self._fail(pending, error)
         else:
@@ -308,6 +313,10 @@ class Forwarder:
             write.method,
             outcome,
         )
+
+
+def _due(pending: _Pending) -> float:
+    return min(pending.next_send, pending.deadline)
 
 
 def _unavailable(pending: _Pending) -> BrokerUnavailable:

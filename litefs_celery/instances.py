@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import inspect
-from sqlalchemy.orm import Mapper, make_transient_to_detached
+from sqlalchemy.orm import InstanceState, Mapper, make_transient_to_detached
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.base import instance_state
 
@@ -33,11 +33,11 @@ class InstanceCodec:
     def encode(self, value: Any, inner: Callable[[Any, str], Any], path: str) -> Any:
         """The instance's data, or NotImplemented if it is no instance of an allowed model."""
         state = inspect(value, raiseerr=False)
-        if isinstance(value, type) or not isinstance(
-            mapper := getattr(state, "mapper", None), Mapper
-        ):
+        if not isinstance(state, InstanceState):
             return NotImplemented
+        mapper = state.mapper
         self.allow(mapper.class_)
+        _load_missing(state, mapper)
         loaded = state.dict
         values = {
             attribute.key: inner(loaded[attribute.key], f"{path}.{attribute.key}")
@@ -76,6 +76,23 @@ class InstanceCodec:
             return self._mappers[name]
         except KeyError:
             raise ArgumentError(f"no model {name} is known to this node's repositories") from None
+
+
+def _load_missing(state: Any, mapper: Mapper[Any]) -> None:
+    """
+    Inside a write, read the columns that a flush left unloaded, such as those never set.
+
+    The instance arrives detached, where they could not be read any more.
+    """
+    if state.session is None or not state.persistent:
+        return
+    missing = [
+        attribute.key
+        for attribute in mapper.column_attrs
+        if attribute.key not in state.dict and not attribute.deferred
+    ]
+    if missing:
+        state.session.refresh(state.obj(), missing)
 
 
 def changed_columns(instance: Any) -> dict[str, Any]:

@@ -129,7 +129,8 @@ class LiteFSNode:
         try:
             with requests.get(url, stream=True, timeout=(self.http_timeout, None)) as response:
                 response.raise_for_status()
-                for line in response.iter_lines(chunk_size=1):
+                # LiteFS flushes a line at a time, as one HTTP chunk; each is taken as it arrives.
+                for line in response.iter_lines(chunk_size=None):
                     if line:
                         yield _event(json.loads(line), response.headers.get("Litefs-Id", ""))
         except (requests.RequestException, ValueError) as error:

@@ -115,7 +115,9 @@ class _Bound(Generic[P, R]):
 
     def _encoded(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
         self._method.check(args, kwargs)
-        return self._db.wire.dumps([list(args), dict(kwargs)], f"{self.__name__}: arguments")
+        # Sorted, so that a retry under the same write_id has the same fingerprint.
+        named = {name: kwargs[name] for name in sorted(kwargs)}
+        return self._db.wire.dumps([list(args), named], f"{self.__name__}: arguments")
 
 
 class BoundWrite(_Bound[P, R]):
@@ -140,7 +142,7 @@ class BoundWrite(_Bound[P, R]):
         """The same, awaitable: the event loop is not blocked."""
         timeout = self._timeout()
         write = self._write(args, kwargs, timeout)
-        future = self._db.forwarder.start(write, timeout, in_background=True)
+        future = self._db.forwarder.start(write, timeout)
         result: R = unwrap(await asyncio.wrap_future(future), write)
         return result
 
@@ -157,7 +159,9 @@ class BoundWrite(_Bound[P, R]):
         Returns once the broker has it, or the primary's own commit where this node is primary.
         Raises `BrokerUnavailable` where it could not be sent.
         """
-        timeout = self._options.timeout or self._db.settings.submit_timeout
+        timeout = self._options.timeout
+        if timeout is None:
+            timeout = self._db.settings.submit_timeout
         write = self._write(args, kwargs or {}, timeout)
         self._db.submit(write)
         return WriteResult(self._db, write.id)

@@ -13,7 +13,8 @@ from .errors import ArgumentError, RemoteError
 
 # Long enough for any message a person reads, short enough to keep in the ledger.
 TEXT_LIMIT = 4_000
-_ERROR_CODE = ("sqlite_errorcode", "sqlite_errorname")
+# Attributes that C code keeps outside of the instance's __dict__.
+_SLOTS = ("sqlite_errorcode", "sqlite_errorname", "filename", "filename2")
 
 Dumps = Callable[[Any, str], str]
 
@@ -24,14 +25,16 @@ def encode_exception(exception: Exception, dumps: Dumps) -> dict[str, Any]:
 
     What ``dumps`` refuses with `ArgumentError` is replaced by its ``repr``.
     """
-    data: dict[str, Any] = {"class": _name(type(exception)), "text": _text(str(exception))}
+    kind = _name(type(exception))
     if isinstance(exception, DBAPIError) and isinstance(exception.orig, Exception):
         # Not the statement and its parameters: they may hold data that must not travel.
-        data["orig"] = encode_exception(exception.orig, dumps)
-        return data
+        orig = encode_exception(exception.orig, dumps)
+        return {"class": kind, "text": orig["text"], "orig": orig}
+    data: dict[str, Any] = {"class": kind, "text": _text(str(exception))}
     data["args"] = [_sendable(value, dumps) for value in exception.args]
     state = {name: value for name, value in vars(exception).items() if name[:2] != "__"}
-    state |= {name: getattr(exception, name) for name in _ERROR_CODE if hasattr(exception, name)}
+    slots = ((name, getattr(exception, name, None)) for name in _SLOTS)
+    state |= {name: value for name, value in slots if value is not None}
     data["state"] = {name: _sendable(value, dumps) for name, value in state.items()}
     return data
 
@@ -46,9 +49,12 @@ def decode_exception(data: dict[str, Any]) -> Exception:
         if issubclass(kind, DBAPIError):
             return kind("(a statement on the primary)", None, orig)
         return orig
-    exception = _instance(kind, data["args"])
-    for name, value in data["state"].items():
-        setattr(exception, name, value)
+    try:
+        exception = _instance(kind, data["args"])
+        for name, value in data["state"].items():
+            setattr(exception, name, value)
+    except Exception:  # noqa: BLE001 - each class has its own rules; no caller may wait in vain
+        return RemoteError(f"{data['class']}: {data['text']}", exception=data["class"])
     return exception
 
 
@@ -56,7 +62,7 @@ def _instance(kind: type[Exception], args: list[Any]) -> Exception:
     if getattr(builtins, kind.__name__, None) is kind:
         try:
             return kind(*args)
-        except TypeError:
+        except (TypeError, ValueError):
             pass
     # Not kind(*args): constructors with other parameters than .args would fail.
     exception = kind.__new__(kind, *args)

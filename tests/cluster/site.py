@@ -1,0 +1,241 @@
+"""A whole site: a cluster, a Redis, and on each node a worker, and a process that calls."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from worker.fleet import NodeProcesses, RedisServer, wait_until
+
+# A failover of real LiteFS takes up to 22 s, and starting three workers on a busy machine long.
+PATIENCE = 90.0
+
+
+class CallError(Exception):
+    """What a call on a node raised: ``kind`` is the exception's class name."""
+
+    def __init__(self, reply: dict[str, Any]) -> None:
+        super().__init__(f"{reply['error']}: {reply['text']}")
+        self.kind: str = reply["error"]
+        self.write_id: str = reply["write_id"]
+        self.sqlite_errorname: str = reply["sqlite_errorname"]
+        self.may_have_been_sent: bool | None = reply["may_have_been_sent"]
+
+
+class Caller:
+    """The calling process of one node."""
+
+    def __init__(self, environ: dict[str, str], log: Path) -> None:
+        self._ids = itertools.count()
+        self._futures: dict[int, Future[Any]] = {}
+        self._lock = threading.Lock()
+        self._log = log.open("ab")
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "tests.cluster.caller"], env={**os.environ, **environ},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
+            cwd=Path(__file__).resolve().parents[2],
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def submit(self, call: str, *args: Any, **options: Any) -> Future[Any]:
+        """Begin a call; the future gets its value or a `CallError`."""
+        future: Future[Any] = Future()
+        with self._lock:
+            number = next(self._ids)
+            self._futures[number] = future
+            job = {"id": number, "call": call, "args": args, "options": options}
+            assert self._child.stdin
+            self._child.stdin.write(json.dumps(job) + "\n")
+            self._child.stdin.flush()
+        return future
+
+    def call(self, name: str, *args: Any, **options: Any) -> Any:
+        """Make a call and wait for it."""
+        return self.submit(name, *args, **options).result(PATIENCE)
+
+    def close(self) -> None:
+        """End the process."""
+        self._child.kill()
+        self._child.wait()
+        self._reader.join()
+        for stream in (self._child.stdin, self._child.stdout, self._log):
+            if stream:
+                stream.close()
+
+    def _read(self) -> None:
+        assert self._child.stdout
+        for line in self._child.stdout:
+            reply = json.loads(line)
+            future = self._futures.pop(reply["id"])
+            if "error" in reply:
+                future.set_exception(CallError(reply))
+            else:
+                future.set_result(reply["value"])
+
+
+class Site:
+    """Everything of one cluster kind; `heal` brings it back to health between tests."""
+
+    def __init__(self, cluster: Any, directory: Path, journal_mode: str, pool: str) -> None:
+        self.cluster = cluster
+        self.journal_mode = journal_mode
+        self.redis = RedisServer(directory / "redis")
+        self._directory = directory
+        self._pool = pool
+        self.processes: dict[str, NodeProcesses] = {}
+        self.callers: dict[str, Caller] = {}
+
+    def start(self) -> None:
+        """Start all of it and create the tables on the primary."""
+        self.cluster.start()
+        self.redis.start()
+        for node in self.cluster.nodes:
+            processes = NodeProcesses(
+                node, self._directory / node.name, broker_url=self.redis.url, pool=self._pool
+            )
+            self.processes[node.name] = processes
+            log = self._directory / node.name / "caller.log"
+            self.callers[node.name] = Caller(processes.environ, log)
+        primary = self.cluster.primary()
+        self.callers[primary.name].call("db.create_all", self.journal_mode)
+        self.heal()
+
+    def stop(self) -> None:
+        """Stop all of it."""
+        for caller in self.callers.values():
+            caller.close()
+        for processes in self.processes.values():
+            processes.kill()
+        self.redis.stop()
+        self.cluster.stop()
+
+    def heal(self) -> None:
+        """Every node and process alive, one primary whose worker consumes, all in sync."""
+        self.redis.start()
+        for node in self.cluster.nodes:
+            if not node.is_alive():
+                node.start()
+        for processes in self.processes.values():
+            processes.worker.start()
+        self.cluster.primary(PATIENCE)
+        wait_until(self._consumed, PATIENCE, self.tails)
+        self.cluster.wait_synced(PATIENCE)
+
+    def on(self, name: str) -> Caller:
+        """The calling process of that node."""
+        return self.callers[name]
+
+    def primary(self) -> str:
+        """The primary's name."""
+        name: str = self.cluster.primary(PATIENCE).name
+        return name
+
+    def replicas(self) -> list[str]:
+        """The other live nodes' names."""
+        return [node.name for node in self.cluster.replicas()]
+
+    def rows(self, query: str, *parameters: Any) -> dict[str, list[Any]]:
+        """The answer of every node's own database file, read by plain sqlite3."""
+        self.cluster.wait_synced(PATIENCE)
+        answers = {}
+        for node in self.cluster.nodes:
+            connection = sqlite3.connect(f"file:{node.database()}?mode=ro", uri=True, timeout=10)
+            try:
+                answers[node.name] = connection.execute(query, parameters).fetchall()
+            finally:
+                connection.close()
+        return answers
+
+    def tails(self) -> str:
+        """The ends of the workers' logs."""
+        return "\n".join(
+            f"--- worker {name}\n{processes.worker.tail(15)}"
+            for name, processes in self.processes.items()
+        )
+
+    def _consumed(self) -> bool:
+        primary = self.cluster.primary(PATIENCE).name
+        log = self.processes[primary].worker.log.read_text(errors="replace")
+        return log.rfind("consuming=True") > log.rfind("consuming=False")
+
+
+class Writers:
+    """
+    Threads that write from some nodes until told to stop, and know what they were told.
+
+    Each visits a region of its own, so that its count must equal the number of its writes that
+    committed: fewer is lost, more is doubled.
+    """
+
+    def __init__(self, site: Site, nodes: list[str], prefix: str, *, threads: int = 4) -> None:
+        self._site = site
+        self._stop = threading.Event()
+        self.acknowledged: dict[str, int] = {}
+        self.unknown: dict[str, list[str]] = {}
+        self.errors: list[str] = []
+        self._threads = []
+        for node in nodes:
+            for number in range(threads):
+                code = f"{prefix}-{node}-{number}"
+                site.on(node).call("db.insert", {"code": code, "name": code})
+                self.acknowledged[code], self.unknown[code] = 0, []
+                thread = threading.Thread(target=self._write, args=(node, code), daemon=True)
+                self._threads.append(thread)
+        for thread in self._threads:
+            thread.start()
+
+    def total(self) -> int:
+        """How many writes were acknowledged so far."""
+        return sum(self.acknowledged.values())
+
+    def wait_for(self, more: int) -> None:
+        """Wait until that many more were acknowledged."""
+        goal = self.total() + more
+        wait_until(lambda: self.total() >= goal, PATIENCE, lambda: f"{self.errors[-3:]}")
+
+    def stop(self) -> None:
+        """Stop, and wait for what is under way."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(PATIENCE)
+
+    def _write(self, node: str, code: str) -> None:
+        while not self._stop.is_set():
+            try:
+                self._site.on(node).call("regions.visit", code)
+                self.acknowledged[code] += 1
+            except CallError as error:
+                self.errors.append(f"{time.strftime('%H:%M:%S')} {error}")
+                self.unknown[code].append(error.write_id)
+
+    def check(self) -> None:
+        """Every acknowledged write counted exactly once on every node; unknown ones resolved."""
+        committed = dict(self.acknowledged)
+        for code, write_ids in self.unknown.items():
+            for write_id in write_ids:
+                committed[code] += self._resolve(write_id)
+        for name, rows in self._site.rows("SELECT code, visits FROM regions").items():
+            found = dict(rows)
+            wrong = {
+                code: (found.get(code), count)
+                for code, count in committed.items()
+                if found.get(code) != count
+            }
+            assert not wrong, f"on {name} (found, expected): {wrong}"
+
+    def _resolve(self, write_id: str) -> int:
+        """1 if the write committed, 0 if it did not; past its deadline the primary knows."""
+        query = "SELECT outcome FROM _litefs_celery_ledger WHERE write_id = ?"
+        answers = {str(rows) for rows in self._site.rows(query, write_id).values()}
+        assert len(answers) == 1, f"nodes disagree on {write_id}: {answers}"
+        return int("committed" in answers.pop())
