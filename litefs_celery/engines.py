@@ -30,8 +30,8 @@ class Guard:
     """
     Keeps a write method from ending the group's transaction.
 
-    SQLite asks it whenever a statement is compiled; while ``closed`` it denies COMMIT, ROLLBACK
-    and ATTACH in whatever form, and remembers what was denied.
+    SQLite asks it whenever a statement is compiled; while ``closed`` it denies COMMIT, ROLLBACK,
+    ATTACH and a change of the journal mode in whatever form, and remembers what was denied.
     """
 
     def __init__(self) -> None:
@@ -40,12 +40,18 @@ class Guard:
 
     def __call__(self, action: int, first: str | None, *_: str | None) -> int:
         """SQLite's authorizer callback."""
-        if self.closed and action in _FORBIDDEN:
+        if not self.closed:
+            return sqlite3.SQLITE_OK
+        if action in _FORBIDDEN:
             self.denied = f"{_FORBIDDEN[action]} {first or ''}".strip()
-            return sqlite3.SQLITE_DENY
-        return sqlite3.SQLITE_OK
+        elif action == sqlite3.SQLITE_PRAGMA and first == "journal_mode":
+            self.denied = "PRAGMA journal_mode"
+        else:
+            return sqlite3.SQLITE_OK
+        return sqlite3.SQLITE_DENY
 
 
+_NOT_REPLICATED = ("memory", "off")
 _FORBIDDEN = {
     sqlite3.SQLITE_TRANSACTION: "transaction control",
     sqlite3.SQLITE_ATTACH: "ATTACH",
@@ -122,7 +128,21 @@ class Engines:
             raise self._explained(error) from error
         if self._on_connect is not None:
             self._on_connect(connection)
+        self._check_journal(connection)
         return connection
+
+    def _check_journal(self, connection: sqlite3.Connection) -> None:
+        try:
+            (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+        except sqlite3.Error:
+            return  # a dead mount, or no database at all: the statement to come says so better
+        if mode.lower() in _NOT_REPLICATED:
+            connection.close()
+            raise ConfigurationError(
+                f"{self.path} is used with journal_mode={mode}: LiteFS does not see such commits, "
+                "and the nodes would drift apart. Remove that PRAGMA; use delete or wal, chosen "
+                "when the database is created"
+            )
 
     def _explained(self, error: sqlite3.OperationalError) -> Exception:
         try:

@@ -283,7 +283,12 @@ class Demo:
         port = free_port()
         command = [sys.executable, "-m", "celery", "-A", "worker", "flower"]
         command += ["--address=127.0.0.1", f"--port={port}"]
-        self.keeper.keep(Process(command, self.directory / "flower.log", environ))
+        flower = Process(command, self.directory / "flower.log", environ)
+        self.keeper.keep(flower)
+        self.screen.say("starting Flower and waiting until all pages answer")
+        pages = [processes.web_url for processes in self.processes.values()]
+        pages.append(f"http://127.0.0.1:{port}")
+        wait_until(lambda: all(map(_answers, pages)), START_TIMEOUT, flower.tail)
         for name, processes in self.processes.items():
             self.screen.say(f"node {name}: {processes.web_url}")
         self.screen.say(f"Flower: http://127.0.0.1:{port}")
@@ -606,6 +611,15 @@ def _info(url: str) -> dict[str, Any]:
             return found
     except (requests.RequestException, ValueError):
         return {}
+
+
+def _answers(url: str) -> bool:
+    try:
+        with requests.Session() as session:
+            session.trust_env = False
+            return session.get(url, timeout=5.0).ok
+    except requests.RequestException:
+        return False
 
 
 def _own_redis() -> str:

@@ -21,7 +21,9 @@ Examples:
 Exit codes: 0 nothing lost or doubled; 1 something was, or a part failed; 2 usage."""
 
 
-@click.command(cls=CeleryCommand, epilog=EXAMPLES)
+@click.command(
+    cls=CeleryCommand, epilog=EXAMPLES, short_help="Kill a primary during an import; compare all."
+)
 @click.option("--records", type=click.IntRange(10), help="How many; by default all, about 5,000.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Chooses and orders them.")
 @click.option("--callers", type=click.IntRange(1), default=16, show_default=True,

@@ -34,10 +34,16 @@ class Process:
     """One child process in a group of its own, with its output in a file."""
 
     def __init__(
-        self, command: Sequence[str], log: Path, environ: Mapping[str, str] | None = None
+        self,
+        command: Sequence[str],
+        log: Path,
+        environ: Mapping[str, str] | None = None,
+        *,
+        cwd: Path | None = None,
     ) -> None:
         self.command = list(command)
         self.log = log
+        self._cwd = cwd
         self._environ = dict(environ or {})
         self._child: subprocess.Popen[bytes] | None = None
 
@@ -64,7 +70,7 @@ class Process:
         with self.log.open("ab") as output:
             self._child = subprocess.Popen(
                 self.command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                env={**os.environ, **self._environ}, start_new_session=True,
+                env={**os.environ, **self._environ}, start_new_session=True, cwd=self._cwd,
             )
 
     def send(self, number: int) -> None:
