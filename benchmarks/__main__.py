@@ -83,8 +83,8 @@ def _trace(site: Site, sizes: Sizes, _seed: int, document: dict[str, Any]) -> No
 def _note_machine(site: Site, document: dict[str, Any]) -> None:
     if document["machine"] is None:
         version = site.redis.client().info("server")["redis_version"]
-        document["machine"] = report.machine(version, litefs=site.kind == "litefs")
-        report.tell_machine(document["machine"])
+        found = document["machine"] = report.machine(version, litefs=site.kind == "litefs")
+        report.tell_machine(found)
 
 
 def _tell(what: str) -> None:

@@ -40,7 +40,7 @@ def commits(database: Path, code: str, count: int) -> list[float]:
 
 def halted(database: Path, code: str, count: int) -> list[float]:
     """
-    The same from a replica: each under the HALT lock, taken and released for each.
+    Do the same from a replica: each under the HALT lock, taken and released for each.
 
     The connection and the lock's file stay open: the least that such a write can cost.
     """

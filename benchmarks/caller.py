@@ -94,7 +94,8 @@ def delay(count: int, code: str) -> dict[str, float]:
 
 def reads(blocks: int, size: int, seed: int) -> dict[str, list[float]]:
     """Seconds of each ``get`` of the repository and of a plain Session, in alternating blocks."""
-    keys = list(db.local().scalars(select(Region.id)))
+    with db.local() as session:
+        keys = list(session.scalars(select(Region.id)))
     choice = random.Random(seed)
     plain_engine = create_engine(f"sqlite:///{db.path}")
 

@@ -78,7 +78,7 @@ def _workers(site: Site) -> Iterator[_Worker]:
 def _plain(key: str, redis: RedisServer, directory: Path) -> Process:
     environ = {"CELERY_BROKER_URL": redis.url, "CELERY_RESULT_BACKEND": redis.url}
     environ |= {"BENCHMARK_SQLALCHEMY": "1"} if key == PLAIN_MODELS else {}
-    command = [sys.executable, "-m", "celery", "-A", "benchmarks.plain", "worker"]
+    command = [sys.executable, "-m", "benchmarks.plain"]
     command += ["-n", f"worker@{key}", "-P", "threads", "-c", "2", "-l", "INFO"]
     return Process(command, directory / "worker.log", root_environ() | environ)
 
@@ -109,12 +109,12 @@ def _difference(
 
 
 def _group(pid: int) -> list[int]:
-    """The processes of a worker: it leads a group of its own."""
+    """List the processes of a worker: it leads a group of its own."""
     found = []
-    for entry in os.listdir("/proc"):
+    for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if entry.isdigit() and os.getpgid(int(entry)) == pid:
-                found.append(int(entry))
+            if os.getpgid(int(entry.name)) == pid:
+                found.append(int(entry.name))
     return found
 
 

@@ -1,8 +1,13 @@
-"""A Celery application without this package: what an idle worker is compared with."""
+"""
+A Celery application without this package: what an idle worker is compared with.
+
+``python -m benchmarks.plain`` with the arguments of Celery's ``worker`` runs one.
+"""
 
 from __future__ import annotations
 
 import os
+import sys
 
 from celery import Celery
 
@@ -18,7 +23,7 @@ app.conf.update(
 
 @app.task  # type: ignore[untyped-decorator]
 def nothing() -> None:
-    """A task, as every application has."""
+    """Do nothing; every application has a task."""
 
 
 if os.environ.get("BENCHMARK_SQLALCHEMY"):
@@ -40,3 +45,8 @@ if os.environ.get("BENCHMARK_SQLALCHEMY"):
     Base.metadata.create_all(engine)
     with Session(engine) as session:
         session.get(Thing, 1)
+
+if __name__ == "__main__":
+    # Celery's command line imports every installed package that adds a command to it: not here.
+    sys.modules["litefs_celery"] = None  # type: ignore[assignment]
+    app.worker_main(["worker", *sys.argv[1:]])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import importlib.metadata
 import os
 import platform
@@ -18,9 +18,9 @@ PACKAGES = ("celery", "kombu", "redis", "sqlalchemy", "requests")
 
 
 def machine(redis_version: str, *, litefs: bool) -> dict[str, Any]:
-    """What the figures depend on."""
+    """Describe what the figures depend on."""
     return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "cores": os.cpu_count(),
         "load_at_start": os.getloadavg()[0],
         "processor": _processor(),
@@ -53,23 +53,26 @@ def goals(book: Book, site: str) -> list[dict[str, Any]]:
 
 def tell_machine(found: dict[str, Any]) -> None:
     """Print what the figures depend on."""
-    print(", ".join(f"{key} {value}" for key, value in found.items() if value is not None))
+    print(", ".join(f"{key} {value}" for key, value in found.items() if value is not None),
+          flush=True)
     if found["load_at_start"] > found["cores"] / 4:
         print(
             f"NOTE: the machine was busy at the start (load {found['load_at_start']:.1f} on "
-            f"{found['cores']} cores): trust neither figures nor ratios of this run"
+            f"{found['cores']} cores): trust neither figures nor ratios of this run",
+            flush=True,
         )
 
 
 def tell_site(name: str, found: dict[str, Any]) -> None:
     """Print a site's figures and ratios; medians over rounds, and the lowest and highest round."""
     print(f"\n{name}: {found['rounds']} rounds, {found['writes']} writes, all found again\n")
-    print(f"  {'figure':54}{'median':>10}{'min':>10}{'max':>10}")
+    print(f"  {'figure':60}{'median':>10}{'min':>10}{'max':>10}")
     for title, row in found["figures"].items():
-        print(f"  {title:54}{_numbers(row)} {row['unit']}")
-    print(f"\n  {'ratio of the same round, or limit':54}{'median':>10}{'min':>10}{'max':>10}  target")
+        print(f"  {title:60}{_numbers(row)} {row['unit']}")
+    print(f"\n  {'ratio of the same round, or limit':60}{'median':>10}{'min':>10}{'max':>10}"
+          "  target")
     for row in found["ratios"]:
-        print(f"  {row['title']:54}{_numbers(row)}  {_verdict(row)}")
+        print(f"  {row['title']:60}{_numbers(row)}  {_verdict(row)}")
     calls = found["idle_commands"]
     if calls:
         print("\n  commands a second of idle workers:")

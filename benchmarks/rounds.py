@@ -62,7 +62,7 @@ class Rounds:
             self._round(book)
 
     def check(self) -> int:
-        """The number of writes, after making sure that as many are in the database."""
+        """Return the number of writes; RuntimeError unless as many are in the database."""
         self.site.settle()
         found = bare.total(self._primary)
         if found != self.written:

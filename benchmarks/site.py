@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from litefs_celery.emulator import EmulatedCluster
 from litefs_celery.emulator.real import RealCluster
@@ -39,7 +39,7 @@ class Caller:
         self._child.stdin.flush()
 
     def answer(self) -> Any:
-        """What the measurement returned."""
+        """Wait for what the measurement returns."""
         assert self._child.stdout
         line = self._child.stdout.readline()
         answer = json.loads(line) if line else {"error": "the process ended"}
@@ -86,7 +86,7 @@ class Site:
         """For tables and files."""
         return f"{self.kind}-{self.journal_mode}"
 
-    def __enter__(self) -> Site:
+    def __enter__(self) -> Self:
         """Start all of it; nothing is left running when that fails."""
         try:
             self._start()
@@ -121,7 +121,7 @@ class Site:
         self.cluster.wait_synced(TIMEOUT)
 
     def processes(self, node: Any, redis: RedisServer, part: str = "") -> NodeProcesses:
-        """The processes of a node on that broker, not started."""
+        """Make the processes of a node on that broker; not started."""
         environ = {"BENCHMARK_TRACE": str(self.trace_file(node.name))}
         if self._steps:
             environ["BENCHMARK_STEPS"] = "1"
@@ -129,7 +129,7 @@ class Site:
         return NodeProcesses(node, directory, broker_url=redis.url, environ=environ)
 
     def log(self, node: str, name: str) -> Path:
-        """A file among the node's logs."""
+        """Name a file among the node's logs."""
         return self.directory / node / name
 
     def trace_file(self, node: str) -> Path:
@@ -137,16 +137,16 @@ class Site:
         return self.log(node, "trace.jsonl")
 
     def trace(self, node: str) -> list[dict[str, Any]]:
-        """What the node's processes noted."""
+        """Read what the node's processes noted."""
         file = self.trace_file(node)
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
     def primary(self) -> Any:
-        """The node that is primary."""
+        """Return the node that is primary."""
         return self.cluster.primary(TIMEOUT)
 
     def replicas(self) -> list[Any]:
-        """The others."""
+        """Return the others."""
         return list(self.cluster.replicas())
 
     def settle(self) -> None:
@@ -162,7 +162,7 @@ class Site:
                 return int(moves[-1]["at"])
             return 0
 
-        found: int = wait_until(began, TIMEOUT, lambda: self.nodes[node].worker.tail())
+        found: int = wait_until(began, TIMEOUT, self.nodes[node].worker.tail)
         return found
 
     def stop_processes(self) -> None:

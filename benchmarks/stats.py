@@ -12,7 +12,7 @@ QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 
 
 def quantile(values: Sequence[float], part: float) -> float:
-    """The value below which ``part`` of them lie, interpolated."""
+    """Return the value below which ``part`` of them lie, interpolated."""
     ordered = sorted(values)
     place = part * (len(ordered) - 1)
     low = int(place)
@@ -21,12 +21,12 @@ def quantile(values: Sequence[float], part: float) -> float:
 
 
 def p50(values: Sequence[float]) -> float:
-    """The median."""
+    """Return the median."""
     return quantile(values, 0.5)
 
 
 def p99(values: Sequence[float]) -> float:
-    """What one in a hundred exceeds."""
+    """Return what one in a hundred exceeds."""
     return quantile(values, 0.99)
 
 
@@ -45,7 +45,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """The spread of one value for each round."""
+        """Return the spread of one value for each round."""
         return cls(statistics.median(values), min(values), max(values))
 
 
@@ -64,7 +64,7 @@ class Book:
         return key in self._rounds
 
     def rounds(self, key: str, statistic: Statistic) -> list[float]:
-        """The statistic of each round."""
+        """Return the statistic of each round."""
         return [statistic(values) for values in self._rounds[key]]
 
     def quantiles(self) -> dict[str, dict[str, object]]:

@@ -17,11 +17,11 @@ from typing import Any
 from sqlalchemy import event
 
 from litefs_celery.committer import Committer
+from litefs_celery.consumer import PrimaryConsumer
 from litefs_celery.engines import Engines
 from litefs_celery.forward import Forwarder
 from litefs_celery.litefs import LiteFSNode
 from litefs_celery.methods import BoundWrite
-from litefs_celery.routing import PrimaryConsumer
 from litefs_celery.tasks import Sender
 from litefs_celery.visibility import Visibility
 
@@ -43,16 +43,18 @@ class Trace:
 def install(trace: Trace) -> None:
     """Wrap every step of a write, for this process."""
     local = threading.local()
-    _around(trace, Sender, "publish", "publish", "published", _of_write)
-    _around(trace, PrimaryConsumer, "_receive", "received", "", _of_message)
-    _around(trace, PrimaryConsumer, "_answer", "", "answered", _of_write)
-    _around(trace, Committer, "_resolve", "confirmed", "", lambda done, _: _of_group(done.group))
+    _around(trace, Sender, "publish", before="publish", after="published", ids=_of_write)
+    _around(trace, PrimaryConsumer, "_receive", before="received", ids=_of_message)
+    _around(trace, PrimaryConsumer, "_answer", after="answered", ids=_of_write)
+    _around(trace, Committer, "_resolve", before="confirmed", ids=_of_committed)
     _trace_calls(trace, local)
     _trace_commits(trace, local)
     _trace_arrivals(trace, local)
 
 
-def _around(trace: Trace, owner: type, name: str, before: str, after: str, ids: Ids) -> None:
+def _around(
+    trace: Trace, owner: type, name: str, *, before: str = "", after: str = "", ids: Ids
+) -> None:
     inner = getattr(owner, name)
 
     @functools.wraps(inner)
@@ -107,13 +109,13 @@ def _trace_commits(trace: Trace, local: threading.local) -> None:
         make(self, *args, **options)
         event.listen(self.writer, "commit", note_commit)
 
-    _around(trace, Committer, "_commit", "begin", "committed", _of_group)
+    _around(trace, Committer, "_commit", before="begin", after="committed", ids=_of_group)
     _before(Committer, "_commit", begin)
     Engines.__init__ = engines  # type: ignore[method-assign]
 
 
 def _trace_arrivals(trace: Trace, local: threading.local) -> None:
-    """The last event and position that the visibility's thread saw before it found a row."""
+    """Note the last event and position that were seen before a row was found."""
     position, events = LiteFSNode.position, LiteFSNode.events
     heard = [0]
 
@@ -150,6 +152,10 @@ def _of_write(write: Any, *_args: Any) -> list[str]:
 
 def _of_message(message: Any) -> list[str]:
     return [str((message.headers or {}).get("id"))]
+
+
+def _of_committed(done: Any, _failure: Any) -> list[str]:
+    return _of_group(done.group)
 
 
 def _of_group(group: Any) -> list[str]:

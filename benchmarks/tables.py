@@ -49,7 +49,7 @@ FIGURES = (
     _ms("7 Regions.get, p50", "get", p50),
     _ms("7 plain Session.get, p50", "plain_get", p50),
     _ms("8 new primary until it consumes, p50", "move", p50),
-    _ms("8 new primary until it consumes, max", "move", max),
+    _ms("8 new primary until it consumes, max", "moves", max),
     *(
         Figure(f"9 idle {title}: {what}", f"{key}_{part}", mean, unit, scale)
         for part, what, unit, scale in (
@@ -123,7 +123,7 @@ GOALS = (
     Goal("5 .delay until readable / raw, rate", "visible", mean, "raw", rate),
     Goal("7 Regions.get / plain Session.get, p50", "get", p50, "plain_get", at_most={"": 1.05}),
     Goal("8 new primary consumes, p50, s", "move", p50, at_most={"": 0.25}),
-    Goal("8 new primary consumes, max, s", "move", max, at_most={"": 0.25}),
+    Goal("8 new primary consumes, max, s", "moves", max, at_most={"": 0.25}),
     *(
         Goal(f"9 idle {key}: broker commands, /s", f"{key}_commands", mean, at_most={"": 5})
         for key in ("replica", "primary")
@@ -131,7 +131,7 @@ GOALS = (
     Goal("9 plain Celery worker: broker commands, /s", f"{PLAIN}_commands", mean),
     *(
         Goal(
-            f"9 idle {key}: memory above a plain worker{what}, MB", f"{key}_mb", mean, than,
+            f"9 idle {key}: memory above a plain worker{what}, MB", f"{key}_mb", mean, f"{than}_mb",
             difference=True, at_most={"": 20},
         )
         for key in ("replica", "primary")

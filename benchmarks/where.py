@@ -70,7 +70,7 @@ def tell(found: dict[str, Any]) -> None:
 
 
 def _writes(site: Site) -> list[Steps]:
-    """The steps of each write; of a step that it took twice, the first."""
+    """List the steps of each write; of a step that it took twice, the first."""
     steps: dict[str, Steps] = defaultdict(dict)
     for node in site.nodes:
         for line in site.trace(node):

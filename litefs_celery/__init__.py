@@ -20,8 +20,9 @@ from .errors import (
     WriteExpired,
     WriteTimeout,
 )
-from .methods import ReadResult, WriteResult, read, write
+from .methods import read, write
 from .repository import Repository
+from .results import ReadResult, WriteResult
 from .wire import Committed, Expired, Outcome, Refused
 
 __all__ = [

@@ -12,8 +12,8 @@ from kombu.exceptions import OperationalError
 from sqlalchemy.exc import SQLAlchemyError
 
 from . import handover, ledger, overview
-from .detector import Kind
 from .errors import ConfigurationError, LiteFSCeleryError, PromotionFailed
+from .roles import Kind
 from .routing import databases
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class _Group(click.Group):
 
 @click.group(cls=_Group)
 @click.pass_context
-@handle_preload_options  # type: ignore[untyped-decorator]
+@handle_preload_options
 def litefs(_ctx: click.Context, **_preload: Any) -> None:
     """See and steer the writes to a SQLite database on LiteFS."""
 

@@ -3,82 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session
 
 from . import ledger, observe
 from .config import Settings
 from .detector import Term
-from .engines import FULL, INFRASTRUCTURE, LOST, Engines, Guard, primary_code
-from .errors import ArgumentError, MethodMisuse, NotAcknowledged
-from .wire import Committed, Expired, Outcome, Refused, Wire, Write, conflict
+from .engines import FULL, LOST, Engines, primary_code
+from .errors import NotAcknowledged
+from .savepoint import RunMethod, Savepoints
+from .wire import Outcome, Refused, Wire, Write, conflict
 
 PRUNE_BATCH = 1_000  # a few milliseconds under the write lock
 
-RunMethod = Callable[[Session, Write], Any]
-
-
-_MISUSE = (
-    "a write method called {}: its transaction is not its own. Return to commit, raise to roll "
-    "back; session.begin_nested() gives a part of its own. Nothing was changed"
-)
-
-
-class WriteSession(Session):
-    """
-    The Session a write method gets: one savepoint of the group's transaction.
-
-    The method cannot end it, by whichever of the Session's methods.
-    """
-
-    def commit(self) -> None:
-        """Refused: the commit is made for the method when it returns."""
-        raise MethodMisuse(_MISUSE.format("commit()"))
-
-    def rollback(self) -> None:
-        """Refused: raise an exception instead, and everything is rolled back."""
-        raise MethodMisuse(_MISUSE.format("rollback()"))
-
-    def close(self) -> None:
-        """Refused: what came before would be rolled back, and what comes after kept."""
-        raise MethodMisuse(_MISUSE.format("close()"))
-
-    def keep(self) -> None:
-        """Release the savepoint: for the committer, after the method returned."""
-        super().commit()
-        super().close()
-
-    def undo(self) -> None:
-        """Roll the savepoint back: for the committer, after the method raised."""
-        super().close()
-
-
-_current: contextvars.ContextVar[tuple[object, Session] | None] = contextvars.ContextVar(
-    "litefs_celery_session", default=None
-)
-
-
-def current_session(owner: object) -> Session | None:
-    """The Session of the write of ``owner`` that runs in this context, if one does."""
-    current = _current.get()
-    if current is None:
-        return None
-    if current[0] is not owner:
-        raise MethodMisuse(
-            "a write method called a repository of another database: one transaction cannot span "
-            "two. Call it outside. Nothing was changed"
-        )
-    return current[1]
 
 
 @dataclass
@@ -134,12 +78,11 @@ class Committer:
         run: RunMethod,
         confirm: Callable[[Term], None],
     ) -> None:
-        self._owner = owner
+        self._savepoints = Savepoints(owner, engines.guard, wire, run)
         self._database = database
         self._settings = settings
         self._engines = engines
         self._wire = wire
-        self._run = run
         self._confirm = confirm
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._committed: queue.SimpleQueue[_Committed | None] = queue.SimpleQueue()
@@ -273,7 +216,7 @@ class Committer:
             if entry is not None:
                 outcomes.append(self._answer(entry, write))
                 continue
-            outcome, text = self._run_one(connection, write, epoch)
+            outcome, text = self._savepoints.execute(connection, write, epoch)
             entry = ledger.Entry(
                 write.id, write.method, write.fingerprint, text, epoch, time.time()
             )
@@ -289,85 +232,9 @@ class Committer:
         observe.emit(observe.DuplicateAnswered(self._database, write.id, write.method))
         return self._wire.load_outcome(entry.outcome, entry.epoch)
 
-    def _run_one(self, connection: Connection, write: Write, epoch: int) -> tuple[Outcome, str]:
-        outcome: Outcome
-        if time.time() > write.deadline:
-            outcome = Expired(epoch)
-            return outcome, self._wire.dump_outcome(outcome)
-        session = WriteSession(
-            connection, expire_on_commit=False, join_transaction_mode="create_savepoint"
-        )
-        try:
-            # Begun here, so that a method cannot begin and commit a transaction of its own.
-            session.begin()
-            value = self._call(session, write)
-            text = self._wire.dump_outcome(Committed(value))
-            session.keep()
-        except BaseException as error:
-            if isinstance(error, DBAPIError) and primary_code(error) in INFRASTRUCTURE:
-                raise
-            session.undo()
-            outcome = Refused(_as_exception(error), epoch)
-            text = self._refusal_text(outcome)
-        else:
-            # Decoded again, so that a caller on the primary gets what any other node gets.
-            outcome = self._wire.load_outcome(text, epoch)
-        if not _in_transaction(connection):
-            # SQLite rolls back by itself on some errors, also on those a method has caught.
-            raise NotAcknowledged(f"SQLite ended the transaction during {write.method}")
-        return outcome, text
-
-    def _refusal_text(self, outcome: Refused) -> str:
-        try:
-            return self._wire.dump_outcome(outcome)
-        except ArgumentError as error:
-            return self._wire.dump_outcome(Refused(error, outcome.epoch))
-
-    def _call(self, session: WriteSession, write: Write) -> Any:
-        guard = self._engines.guard
-        with _guarded(guard), _entered(self._owner, session):
-            try:
-                value = self._run(session, write)
-                session.flush()
-            except Exception as error:
-                if guard.denied:
-                    raise MethodMisuse(_MISUSE.format(guard.denied)) from error
-                raise
-        if guard.denied:
-            raise MethodMisuse(_MISUSE.format(guard.denied))
-        return value
-
     def _prune(self, connection: Connection) -> None:
         if time.monotonic() - self._pruned_at < self._settings.prune_interval:
             return
         self._pruned_at = time.monotonic()
         before = time.time() - self._settings.ledger_retention
         ledger.prune(connection, before=before, limit=PRUNE_BATCH)
-
-
-@contextlib.contextmanager
-def _guarded(guard: Guard) -> Iterator[None]:
-    guard.closed, guard.denied = True, ""
-    try:
-        yield
-    finally:
-        guard.closed = False
-
-
-@contextlib.contextmanager
-def _entered(owner: object, session: Session) -> Iterator[None]:
-    token = _current.set((owner, session))
-    try:
-        yield
-    finally:
-        _current.reset(token)
-
-
-def _as_exception(error: BaseException) -> Exception:
-    if isinstance(error, Exception):
-        return error
-    return MethodMisuse(f"a write method raised {error!r}: everything it did was rolled back")
-
-
-def _in_transaction(connection: Connection) -> bool:
-    return bool(getattr(connection.connection.dbapi_connection, "in_transaction", False))

@@ -125,6 +125,17 @@ class Settings:
             found.append("litefs_primary_region is set, litefs_region is not: set both")
         if self.primary_region and self.fixed_primary:
             found.append("litefs_fixed_primary and litefs_primary_region exclude each other")
+        return found + self._wrong_numbers()
+
+    def _wrong_numbers(self) -> list[str]:
+        found = []
+        longest = max(self.write_timeout, self.submit_timeout)
+        if self.ledger_retention <= longest:
+            found.append(
+                f"litefs_ledger_retention={self.ledger_retention:g} must exceed "
+                f"litefs_write_timeout and litefs_submit_timeout ({longest:g}): a write that comes "
+                "again after its outcome was pruned would take effect twice"
+            )
         for option in dataclasses.fields(self):
             value = getattr(self, option.name)
             if str(option.type) in ("int", "float") and not value > 0:

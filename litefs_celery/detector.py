@@ -3,39 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import enum
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from . import observe
 from .config import Settings
-from .errors import LiteFSUnreachable, MountUnavailable
+from .errors import LiteFSUnreachable
 from .ledger import TermRow
 from .litefs import Event, LiteFSNode, NodeInfo
+from .roles import Facts, Kind, Role, decide, look
 
 # A stale lease names the node itself for about a second after a handoff (litefs 0.5.14); a node
 # that is named for longer and still is not primary shares its name with another.
 SAME_NAME_GRACE = 5.0
-
-
-class Kind(enum.Enum):
-    """What a node can be; ``UNKNOWN`` is never folded into another."""
-
-    PRIMARY = "primary"
-    REPLICA = "replica"
-    UNKNOWN = "unknown"
-    STANDALONE = "standalone"
-
-
-@dataclass(frozen=True)
-class Role:
-    """A node's role; ``primary`` names the primary of a replica, ``reason`` says how it is known."""
-
-    kind: Kind
-    primary: str = ""
-    reason: str = ""
 
 
 class Term:
@@ -63,89 +45,6 @@ class Term:
         if self.held:
             self.reason = reason
             self.lost.set()
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the sources said in one look; a source that is off or failed says nothing."""
-
-    file: str | None = None
-    file_error: str = ""
-    info: NodeInfo | None = None
-    info_error: str = ""
-    tracked: TermRow | None = None
-
-
-def decide(settings: Settings, facts: Facts, term_epoch: int | None = None) -> Role:
-    """
-    The one reducer. Becoming primary needs ``/info`` to say so; losing it needs one sign.
-
-    ``term_epoch`` is the epoch of the term this node holds: a newer row of another node in the
-    tracking table ends it.
-    """
-    if settings.has_fixed_role:
-        return _fixed(settings)
-    if facts.file_error:
-        return Role(Kind.UNKNOWN, reason=facts.file_error)
-    tracked = facts.tracked
-    if (
-        tracked
-        and term_epoch is not None
-        and tracked.epoch > term_epoch
-        and tracked.node != settings.node
-    ):
-        return Role(Kind.REPLICA, tracked.node, f"{tracked.node} began epoch {tracked.epoch}")
-    if facts.file is not None and facts.file != settings.node:
-        return Role(Kind.REPLICA, facts.file, ".primary names it")
-    if facts.info is None:
-        return Role(Kind.UNKNOWN, reason=facts.info_error or "/info was not asked")
-    if facts.info.is_primary:
-        return Role(Kind.PRIMARY, settings.node, "/info says primary")
-    if facts.file is not None:
-        return Role(Kind.UNKNOWN, reason=".primary names this node, /info says not primary")
-    if facts.info.primary and facts.info.primary != settings.node:
-        return Role(Kind.REPLICA, facts.info.primary, "/info names it")
-    return Role(Kind.UNKNOWN, reason="LiteFS knows no primary")
-
-
-def _fixed(settings: Settings) -> Role:
-    if settings.primary_region:
-        here = settings.region == settings.primary_region
-        named = "" if not here else settings.node
-        where = f"litefs_primary_region is {settings.primary_region}"
-        return Role(Kind.PRIMARY if here else Kind.REPLICA, named, where)
-    here = settings.fixed_primary == settings.node
-    kind = Kind.PRIMARY if here else Kind.REPLICA
-    return Role(kind, settings.fixed_primary, "litefs_fixed_primary")
-
-
-def look(
-    node: LiteFSNode,
-    settings: Settings,
-    *,
-    ask_info: bool = True,
-    tracked: TermRow | None = None,
-) -> Facts:
-    """One look at the file and, unless the file already proves a replica, at ``/info``."""
-    facts = Facts(tracked=tracked)
-    ask_info = ask_info and "info" in settings.sources
-    if settings.has_fixed_role:
-        return facts
-    try:
-        # Always read: a dead mount must be seen even where .primary is not listened to.
-        file = node.primary_file()
-    except MountUnavailable as error:
-        return replace(facts, file_error=str(error))
-    if "file" in settings.sources:
-        facts = replace(facts, file=file)
-        if file is not None and file != settings.node:
-            return facts
-    if ask_info:
-        try:
-            return replace(facts, info=node.info())
-        except LiteFSUnreachable as error:
-            return replace(facts, info_error=str(error))
-    return facts
 
 
 class Detector:
@@ -222,7 +121,7 @@ class Detector:
                     next_info = time.monotonic() + self._info_interval()
                 try:
                     self._reduce(node, ask_info=due)
-                except Exception:
+                except Exception:  # noqa: BLE001 - the watch must go on; it is logged
                     observe.logger.exception("the detector of %s failed", self._database)
                 self._hint.wait(self._settings.file_interval)
 
@@ -278,7 +177,7 @@ class Detector:
     def _try_term(self, role: Role, litefs_id: str) -> Role:
         try:
             term = self._begin_term(litefs_id)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             # The tracking row is the arbiter: whoever cannot write it is not primary.
             return Role(Kind.UNKNOWN, reason=f"cannot begin a term: {error}")
         self.term = term
@@ -325,7 +224,9 @@ class Detector:
     def _hear(self, event: Event) -> None:
         if event.is_primary is None:
             return
-        heard = NodeInfo(event.is_primary, True, event.primary, event.litefs_id)
+        heard = NodeInfo(
+            event.is_primary, candidate=True, primary=event.primary, litefs_id=event.litefs_id
+        )
         if heard != self._heard:
             self._heard = heard
             self._hint.set()

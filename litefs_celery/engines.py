@@ -11,9 +11,9 @@ from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import ExceptionContext, make_url
-from sqlalchemy.pool import NullPool, QueuePool
+from sqlalchemy.pool import NullPool, QueuePool, StaticPool
 
-from .errors import ConfigurationError, DatabaseMissing
+from .errors import ConfigurationError, DatabaseMissing, MethodMisuse
 
 # SQLite's primary result codes after which a connection is not to be used again: LiteFS went
 # away or changed its role under it (litefs 0.5.14: a connection opened on a replica stays
@@ -37,12 +37,17 @@ class Guard:
     def __init__(self) -> None:
         self.closed = False
         self.denied = ""
+        self.rolled_back = False
 
-    def __call__(self, action: int, first: str | None, *_: str | None) -> int:
+    def __call__(
+        self, action: int, first: str | None, second: str | None, *_: str | None
+    ) -> int:
         """SQLite's authorizer callback."""
         if not self.closed:
             return sqlite3.SQLITE_OK
-        if action in _FORBIDDEN:
+        if action == sqlite3.SQLITE_SAVEPOINT and second == SAVEPOINT:
+            self.denied = f"{first} {SAVEPOINT}"
+        elif action in _FORBIDDEN:
             self.denied = f"{_FORBIDDEN[action]} {first or ''}".strip()
         elif action == sqlite3.SQLITE_PRAGMA and first == "journal_mode":
             self.denied = "PRAGMA journal_mode"
@@ -51,6 +56,7 @@ class Guard:
         return sqlite3.SQLITE_DENY
 
 
+SAVEPOINT = "litefs_celery_write"
 _NOT_REPLICATED = ("memory", "off")
 _FORBIDDEN = {
     sqlite3.SQLITE_TRANSACTION: "transaction control",
@@ -176,6 +182,33 @@ class Engines:
                 self._holders[ident] = left
             else:
                 self._holders.pop(ident, None)
+
+
+def engine_over(raw: sqlite3.Connection, guard: Guard) -> Engine:
+    """
+    An engine over the group's connection, for the Session of a write method.
+
+    What SQLAlchemy does at its own commit, rollback or close does not reach the group's
+    transaction: a commit is refused while the guard is closed, a rollback noted.
+    """
+
+    def refuse(_connection: object) -> None:
+        if guard.closed:
+            guard.denied = "commit() of the connection"
+            raise MethodMisuse(guard.denied)
+
+    def note(_connection: object) -> None:
+        # Not refused here: SQLAlchemy rolls back by itself when a flush fails.
+        guard.rolled_back = guard.closed
+
+    engine = create_engine(
+        "sqlite://", creator=lambda: raw, poolclass=StaticPool, pool_reset_on_return=None
+    )
+    engine.dialect.do_commit = refuse  # type: ignore[method-assign,assignment]
+    engine.dialect.do_rollback = note  # type: ignore[method-assign,assignment]
+    # SQLAlchemy's first connect looks at the database and rolls back: now, not under the guard.
+    engine.connect().close()
+    return engine
 
 
 def database_path(url: str) -> Path:

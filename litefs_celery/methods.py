@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
-from celery.result import AsyncResult
 from celery.utils.saferepr import saferepr
 
-from .committer import current_session
 from .errors import ArgumentError
-from .wire import Outcome, Write, unwrap
+from .results import ReadResult, WriteResult
+from .savepoint import current_session
+from .wire import Write, unwrap
 
 if TYPE_CHECKING:
     from .database import LiteFSCelery
@@ -44,7 +44,7 @@ class Method(Generic[P, R]):
     def __init__(
         self,
         function: Callable[Concatenate[Any, P], R],
-        bound: type[BoundWrite[P, R]] | type[BoundRead[P, R]],
+        bound: type[BoundWrite[P, R] | BoundRead[P, R]],
         *,
         show_arguments: bool,
     ) -> None:
@@ -214,45 +214,6 @@ class BoundRead(_Bound[P, R]):
     def options(self, *, node: str) -> BoundRead[P, R]:
         """The same method, submitted to the worker of ``node``."""
         return BoundRead(self._method, self._repository, replace(self._options, node=node))
-
-
-class WriteResult(AsyncResult, Generic[R]):  # type: ignore[misc]
-    """Celery's AsyncResult of a submitted write, which asks this node's ledger first."""
-
-    def __init__(self, db: LiteFSCelery, write_id: str) -> None:
-        super().__init__(write_id, app=db.app)
-        self._db = db
-
-    def outcome(self) -> Outcome | None:
-        """What is known here: `Committed`, `Refused`, `Expired`, or None for "not known"."""
-        return self._db.outcome(self.id)
-
-    def get(self, timeout: float | None = None) -> R:  # type: ignore[override]
-        """The method's value once this node can read it; raises its exception, or times out."""
-        wait = self._db.settings.write_timeout if timeout is None else timeout
-        result: R = self._db.await_outcome(self.id, wait)
-        return result
-
-    def ready(self) -> bool:
-        """Whether the outcome is known."""
-        return self.outcome() is not None
-
-    def __await__(self) -> Generator[Any, None, R]:
-        """The method's value, without blocking the event loop."""
-        return asyncio.to_thread(self.get).__await__()
-
-
-class ReadResult(AsyncResult, Generic[R]):  # type: ignore[misc]
-    """Celery's AsyncResult of a submitted read; needs a result backend."""
-
-    def __init__(self, db: LiteFSCelery, task_id: str) -> None:
-        super().__init__(task_id, app=db.app)
-        self._db = db
-
-    def get(self, timeout: float | None = None) -> R:  # type: ignore[override]
-        """The method's value; raises its exception."""
-        result: R = self._db.wire.loads(super().get(timeout=timeout))
-        return result
 
 
 @overload

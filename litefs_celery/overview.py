@@ -161,7 +161,7 @@ def _length(connection: Connection, name: str) -> dict[str, Any]:
     """Messages waiting; a queue that is absent is empty only where empty queues vanish."""
     errors = (OSError, *connection.connection_errors, *connection.channel_errors)
     try:
-        with connection.channel() as channel:  # type: ignore[no-untyped-call]
+        with connection.channel() as channel:
             declared = channel.queue_declare(queue=name, passive=True)
         return {"messages": int(declared.message_count), "problem": ""}
     except errors as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy.exc import DBAPIError
 
@@ -61,7 +61,7 @@ def decode_exception(data: dict[str, Any]) -> Exception:
 def _instance(kind: type[Exception], args: list[Any]) -> Exception:
     if getattr(builtins, kind.__name__, None) is kind:
         try:
-            return kind(*args)
+            return cast("Exception", kind(*args))
         except (TypeError, ValueError):
             pass
     # Not kind(*args): constructors with other parameters than .args would fail.

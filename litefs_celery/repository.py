@@ -7,15 +7,15 @@ import contextvars
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args
 
-from sqlalchemy import ColumnElement, Select, delete, func, inspect, insert, select, update
+from sqlalchemy import ColumnElement, Select, delete, func, insert, inspect, select, update
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.orm import Session, sessionmaker
 
-from .committer import current_session
 from .criteria import tables_in
 from .errors import ArgumentError, ConfigurationError
 from .instances import changed_columns, primary_key
 from .methods import Method, write
+from .savepoint import current_session
 
 if TYPE_CHECKING:
     from .database import LiteFSCelery

@@ -87,7 +87,7 @@ class Visibility:
             return ledger.find(connection, [write_id]).get(write_id)
 
     def stop(self) -> None:
-        """End the thread; idempotent. Futures that wait stay unset: their callers have deadlines."""
+        """End the thread; idempotent. Futures stay unset: their callers have deadlines."""
         with self._changed:
             self._stopped = True
             thread, self._thread = self._thread, None
@@ -111,7 +111,7 @@ class Visibility:
                 except (LiteFSCeleryError, SQLAlchemyError) as error:
                     seen, self.problem = None, str(error)
                     time.sleep(ERROR_INTERVAL)
-                except Exception:
+                except Exception:  # noqa: BLE001 - the others wait too; it is logged
                     seen = None
                     observe.logger.exception("waiting for writes of %s failed", self._database)
                     time.sleep(ERROR_INTERVAL)

@@ -88,7 +88,7 @@ class Write:
         """The write in a Celery message (protocol 2); raises ValueError saying what is wrong."""
         own = headers.get("litefs")
         if not isinstance(own, Mapping):
-            raise ValueError("no write: the 'litefs' header is missing")
+            raise ValueError("no write: the 'litefs' header is missing")  # noqa: TRY004
         try:
             (arguments,) = body[0]
             write = cls(
@@ -195,7 +195,8 @@ class Wire:
         if isinstance(outcome, Committed):
             return self.dumps({"committed": outcome.value}, "the result")
         if isinstance(outcome, Refused):
-            return self.dumps({"refused": encode_exception(outcome.exception, self.dumps)}, "the error")
+            refusal = encode_exception(outcome.exception, self.dumps)
+            return self.dumps({"refused": refusal}, "the error")
         return '{"expired": true}'
 
     def load_outcome(self, text: str, epoch: int) -> Outcome:
@@ -231,7 +232,7 @@ class Wire:
 
     @staticmethod
     def _scalar(value: Any, path: str) -> Any:
-        if type(value) is float and (value != value or value in (float("inf"), float("-inf"))):
+        if type(value) is float and not math.isfinite(value):
             raise ArgumentError(f"{path} is {value!r}, which JSON cannot carry")
         if type(value) is str and not value.isascii():
             try:

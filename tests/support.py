@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlite3
 import time
 from contextlib import closing
-from datetime import date  # noqa: TC003 - SQLAlchemy reads the annotations
-from decimal import Decimal  # noqa: TC003
+from datetime import date
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest

@@ -11,12 +11,13 @@ import litefs_celery
 
 PACKAGE = Path(litefs_celery.__file__).parent
 ORDER = """
-    errors config observe litefs refusals wire instances criteria engines ledger detector
-    visibility committer forward tasks methods repository standalone routing database
-    __init__ overview handover cli pytest_plugin
+    errors config observe litefs refusals wire instances criteria engines ledger roles detector
+    visibility savepoint committer forward tasks results methods repository standalone consumer
+    routing parts database __init__ overview handover cli pytest_plugin
 """.split()  # noqa: SIM905 - to be read as a list
 LINES = 260
-LONGER = {"database"}  # the wiring
+# The wiring, the life of a write, the provided reads and writes, the wire format, the consumer.
+LONGER = {"database": 380, "forward": 345, "repository": 295, "wire": 275, "consumer": 285}
 
 
 def imports(path: Path) -> set[str]:
@@ -71,8 +72,7 @@ def test_nothing_imports_the_example() -> None:
 
 
 def test_modules_are_small() -> None:
-    """A module that has outgrown its budget is named in the summary; the suite does not fail."""
+    """No module outgrows its budget; what is over the common one is listed with its own."""
     sizes = {path.stem: len(path.read_text().splitlines()) for path in PACKAGE.glob("*.py")}
-    large = {name: size for name, size in sizes.items() if size > LINES and name not in LONGER}
-    if large:
-        pytest.xfail(f"over the budget of {LINES} lines: {large}")
+    large = {name: size for name, size in sizes.items() if size > LONGER.get(name, LINES)}
+    assert not large

@@ -10,12 +10,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from support import NO_API, TIMEOUT, until
 
 from litefs_celery import Settings, ledger, observe
-from litefs_celery.detector import Detector, Facts, Kind, Term, decide, look
+from litefs_celery.detector import Detector, Term
 from litefs_celery.emulator import EmulatedCluster, EmulatedNode
 from litefs_celery.engines import Engines
 from litefs_celery.errors import LiteFSCeleryError
 from litefs_celery.ledger import TermRow
 from litefs_celery.litefs import LiteFSNode, NodeInfo
+from litefs_celery.roles import Facts, Kind, decide, look
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

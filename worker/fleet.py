@@ -124,7 +124,7 @@ class RedisServer:
         """Start it and wait until it answers."""
         self._process.start()
         client = self.client()
-        wait_until(lambda: _answers(client), START_TIMEOUT, lambda: self._process.tail())
+        wait_until(lambda: _answers(client), START_TIMEOUT, self._process.tail)
 
     def stop(self) -> None:
         """Stop it; what it holds is kept where it is append-only."""

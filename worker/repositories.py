@@ -48,7 +48,7 @@ class Regions(Repository[Region], db=db):
     def by_country(self) -> dict[str, int]:
         """How many regions each country has."""
         query = select(Region.country, func.count()).group_by(Region.country)
-        return {country: number for country, number in self.session.execute(query)}
+        return {row.country: row[1] for row in self.session.execute(query)}
 
     @read
     def where(self) -> int:

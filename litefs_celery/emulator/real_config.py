@@ -60,7 +60,7 @@ def free_ports(count: int) -> list[int]:
     raise OSError(message)
 
 
-def litefs_yaml(  # noqa: PLR0913 - one argument for each thing that differs between nodes
+def litefs_yaml(
     *, mount: Path, data: Path, name: str, port: int, consul_url: str, key: str, ttl: float
 ) -> str:
     """

@@ -274,6 +274,7 @@ class BlockReplication:
         assert self._child.stdout.readline().strip() == b"held"
 
     def release(self) -> None:
+        """End the transaction."""
         self._child.communicate()
 
 
@@ -296,9 +297,12 @@ def test_the_same_message_three_times_takes_effect_once(site: Site) -> None:
 GARBAGE = (
     b"\xff\xfe not text", b"not json", b'{"hello": 1}', b"[1, 2]", b"5", b"null", b"{}",
     b'{"body": "e30=", "headers": {}, "properties": {}}',
-    b'{"body": "!!", "headers": {"task": "x", "id": "y"}, "content-type": "application/json",'
-    b' "content-encoding": "utf-8", "properties": {"delivery_tag": "t", "body_encoding": "base64",'
-    b' "delivery_info": {"exchange": "", "routing_key": "litefs-primary"}}}',
+    (
+        b'{"body": "!!", "headers": {"task": "x", "id": "y"}, "content-type": "application/json",'
+        b' "content-encoding": "utf-8", "properties": {"delivery_tag": "t",'
+        b' "body_encoding": "base64",'
+        b' "delivery_info": {"exchange": "", "routing_key": "litefs-primary"}}}'
+    ),
 )
 
 

@@ -134,7 +134,7 @@ def test_another_journal_mode_is_refused(cluster: EmulatedCluster, users: Open) 
 )
 def test_a_url_that_is_no_database_file_is_refused(url: str) -> None:
     """Only a plain SQLite file can be on LiteFS."""
-    with pytest.raises(ConfigurationError, match="sqlite:////litefs/app.db"):
+    with pytest.raises(ConfigurationError, match=r"sqlite:////litefs/app\.db"):
         LiteFSCelery(celery_app(), url)
 
 
