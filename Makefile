@@ -4,6 +4,7 @@
 # make bench   the benchmarks
 # make clean   removes what the others made
 #
+# make test VENV=.venv-oldest OLDEST=1 runs them on the oldest supported Celery.
 # make PYTHON=python3.12 … chooses the interpreter (3.11 or later) that .venv is made with.
 
 VENV := .venv
@@ -32,7 +33,7 @@ bench: $(VENV)/.demo
 
 $(VENV)/.demo $(VENV)/.test $(VENV)/.lint: $(VENV)/.%: $(VENV)/.wheel
 	@echo "installing litefs-celery[$*] into $(VENV)"
-	@$(PIP) install "$$(ls $(VENV)/dist/*.whl)[$*]"
+	@$(PIP) install "$$(ls $(VENV)/dist/*.whl)[$*]" $(if $(OLDEST),"celery==5.6.3")
 	@touch $@
 
 $(VENV)/.wheel: $(SOURCES) | $(VENV)/.made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -118,6 +119,7 @@ class Engines:
             options = {"poolclass": QueuePool, "max_overflow": -1, **options}
         engine = create_engine("sqlite://", creator=self._connect, **options)
         event.listen(engine, "handle_error", _notice_lost_file)
+        event.listen(engine, "invalidate", _release_locks)
         return engine
 
     def _connect(self) -> sqlite3.Connection:
@@ -240,3 +242,10 @@ def _begin_immediate(connection: Connection) -> None:
 def _notice_lost_file(context: ExceptionContext) -> None:
     if primary_code(context.original_exception) in LOST:
         context.is_disconnect = True
+
+
+def _release_locks(connection: Any, _record: object, _error: object) -> None:
+    # Python 3.11 keeps a closed connection's locks while an exception refers to its cursors.
+    with contextlib.suppress(sqlite3.Error):
+        connection.set_authorizer(None)
+        connection.rollback()
