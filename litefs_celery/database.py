@@ -7,7 +7,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +15,7 @@ from sqlalchemy import MetaData
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
-from . import ledger, observe, routing, tasks
+from . import ledger, routing, tasks
 from .committer import Committer
 from .config import Settings
 from .criteria import CriteriaCodec
@@ -53,7 +52,8 @@ class LiteFSCelery:
     apart; each has its own queue. ``on_connect`` is called with every new sqlite3 connection,
     for PRAGMAs and functions. Making one opens nothing and starts nothing.
 
-    Raises `ConfigurationError` naming every setting that is wrong.
+    Raises `ConfigurationError` for a URL that is no database file; the settings are read, and
+    all that is wrong with them named, at first use.
     """
 
     def __init__(
@@ -92,7 +92,10 @@ class LiteFSCelery:
     def settings(self) -> Settings:
         """The settings, read when first asked for: by then Celery is configured."""
         if self._settings is None:
-            self._settings = self._given_settings or Settings.load(self.app.conf)
+            settings = self._given_settings or Settings.load(self.app.conf)
+            if problems := settings.problems():
+                raise ConfigurationError("\n".join(problems))
+            self._settings = settings
         return self._settings
 
     @property
@@ -168,7 +171,10 @@ class LiteFSCelery:
         names = {}
         instance = repository()
         for attribute, method in methods.items():
-            name = f"{repository.__module__}.{repository.__qualname__}.{attribute}"
+            # As Celery names its tasks: a script's module is __main__, and the app knows better.
+            name = self.app.gen_task_name(
+                f"{repository.__qualname__}.{attribute}", repository.__module__
+            )
             names[attribute] = name
             self._methods[name] = (instance, method)
             if isinstance(method, Write_):
@@ -210,20 +216,10 @@ class LiteFSCelery:
 
         Raises `BrokerUnavailable` when the broker does not take it.
         """
-        ways = self.parts
-        here = ways.run_here(write)
-        if here is not None:
-            here.add_done_callback(lambda done: self._send_unless(done, write))
-            return
-        self._publish(write)
-
-    def _send_unless(self, done: Future[Outcome], write: Write) -> None:
-        if done.exception() is None:
-            return
-        try:
+        here = self.parts.run_here(write)
+        # Waited for here: a process that ends right after would take the write with it.
+        if here is None or here.exception() is not None:
             self._publish(write)
-        except BrokerUnavailable as error:
-            observe.emit(observe.ForwardFailed(self.name, write.id, write.method, error, 0.0))
 
     def _publish(self, write: Write) -> None:
         try:
@@ -244,7 +240,7 @@ class LiteFSCelery:
         where the database cannot be read.
         """
         self.parts.check_ready()
-        entry = self.parts.visibility.look(write_id)
+        entry = self.parts.visibility.look_settled(write_id)
         if entry is not None:
             return self.wire.load_outcome(entry.outcome, entry.epoch)
         return tasks.stored_outcome(self.app, self.wire, write_id)
@@ -256,7 +252,7 @@ class LiteFSCelery:
         self.parts.check_ready()
         visibility = self.parts.visibility
         try:
-            entry = visibility.look(write_id) or visibility.watch(write_id).result(timeout)
+            entry = visibility.look_settled(write_id) or visibility.watch(write_id).result(timeout)
         except TimeoutError:
             raise WriteTimeout(
                 f"write {write_id} did not become readable on node {self.settings.node} within "
@@ -314,6 +310,7 @@ class LiteFSCelery:
             role = self.role() if self.standalone else parts.look()
             if role.kind in (Kind.PRIMARY, Kind.STANDALONE):
                 parts.create(metadata, journal_mode)
+                parts.check_ready()
                 return ""
             with parts.engines.reader.connect() as connection:
                 missing = [

@@ -72,6 +72,7 @@ class _Pending:
     attempts: int = 0
     sent: bool = False
     maybe_sent: bool = False
+    watched: bool = False
     refusals: int = 0
     problem: str = ""
 
@@ -126,9 +127,6 @@ class Forwarder:
             )
         self._ways.check_ready()
         pending = _Pending(write, time.monotonic() + timeout)
-        self._visibility.watch(write.id).add_done_callback(
-            functools.partial(self._appeared, pending)
-        )
         with self._changed:
             self._pending[id(pending)] = pending
             self._new.append(pending)
@@ -208,6 +206,7 @@ class Forwarder:
             pending.next_send = pending.deadline
             here.add_done_callback(functools.partial(self._ran_here, pending))
             return
+        self._watch(pending)
         try:
             self._ways.publish(write)
         except Unsent as error:
@@ -222,6 +221,13 @@ class Forwarder:
             pending.sent = pending.maybe_sent = True
             pending.refusals = 0
             pending.next_send = time.monotonic() + self._settings.resend_interval
+
+    def _watch(self, pending: _Pending) -> None:
+        # Only what is sent: a commit made here is read here before it is confirmed.
+        if not pending.watched:
+            pending.watched = True
+            row = self._visibility.watch(pending.write.id)
+            row.add_done_callback(functools.partial(self._appeared, pending))
 
     def _ran_here(self, pending: _Pending, here: Future[Outcome]) -> None:
         error = here.exception()
@@ -277,7 +283,7 @@ class Forwarder:
         """The deadline: one last look at the ledger and at the stored result, then an error."""
         write = pending.write
         try:
-            entry = self._visibility.look(write.id)
+            entry = self._visibility.look_settled(write.id)
         except Exception as error:  # noqa: BLE001 - part of what is told below
             entry, pending.problem = None, f"{pending.problem} {error}".strip()
         if entry is not None:

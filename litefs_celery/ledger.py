@@ -40,6 +40,7 @@ _RECORD = text(
 _NEWEST_TERM = text(
     f"SELECT epoch, node, litefs_id, started_at FROM {TERMS} ORDER BY epoch DESC LIMIT 1"
 )
+_TERM = text(f"SELECT epoch, node, litefs_id, started_at FROM {TERMS} WHERE epoch = :epoch")
 _BEGIN_TERM = text(
     f"INSERT INTO {TERMS} (node, litefs_id, started_at) VALUES (:node, :litefs_id, :started_at)"
 )
@@ -109,6 +110,12 @@ def record(connection: Connection, entries: Iterable[Entry]) -> None:
 def newest_term(connection: Connection) -> TermRow | None:
     """The last term that began, as far as this node has replicated; None before the first."""
     row = connection.execute(_NEWEST_TERM).one_or_none()
+    return None if row is None else TermRow(*row)
+
+
+def term(connection: Connection, epoch: int) -> TermRow | None:
+    """The term of that epoch; None where it is not known here."""
+    row = connection.execute(_TERM, {"epoch": epoch}).one_or_none()
     return None if row is None else TermRow(*row)
 
 

@@ -46,7 +46,7 @@ class Parts:
         )
         self.visibility = Visibility(
             db.name, settings, self.engines.reader, db.litefs, db.path.name,
-            on_epoch=lambda epoch: self.forwarder.new_term(epoch),  # noqa: PLW0108 - made below
+            is_settled=self.is_settled, on_epoch=lambda epoch: self.forwarder.new_term(epoch),  # noqa: PLW0108 - made below
         )
         self.forwarder = Forwarder(db.name, settings, self.wire, self.visibility, self)
         self.sender = tasks.Sender(db.app, db.queue, timeout=settings.broker_timeout)
@@ -157,6 +157,27 @@ class Parts:
         with suppress(SQLAlchemyError, LiteFSCeleryError), self.engines.reader.connect() as reader:
             return ledger.newest_term(reader)
         return None
+
+    def is_settled(self, entry: ledger.Entry) -> bool:
+        """
+        Whether a row that is readable here is known to last beyond this node's own term.
+
+        What came by replication is. What this node committed as primary is when the same LiteFS
+        still says primary, or when a later term was replicated here and the row is still there.
+        """
+        settings = self.db.settings
+        if self.db.standalone or settings.has_fixed_role or "info" not in settings.sources:
+            return True
+        with self.engines.reader.connect() as reader:
+            made, newest = ledger.term(reader, entry.epoch), ledger.newest_term(reader)
+        if made is None or made.node != settings.node:
+            return True
+        if newest is not None and newest.epoch > entry.epoch:
+            return True
+        with suppress(LiteFSCeleryError):
+            info = self.node().info()
+            return info.is_primary and info.litefs_id == made.litefs_id
+        return False
 
     def confirm(self, term: Term) -> None:
         """

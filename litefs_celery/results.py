@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from celery import states
 from celery.result import AsyncResult
 
-from .wire import Outcome
+from .errors import WriteExpired
+from .wire import Committed, Outcome, Refused
 
 if TYPE_CHECKING:
     from .database import LiteFSCelery
@@ -33,9 +35,16 @@ class WriteResult(AsyncResult, Generic[R]):
         result: R = self._db.await_outcome(self.id, wait)
         return result
 
-    def ready(self) -> bool:
-        """Whether the outcome is known."""
-        return self.outcome() is not None
+    def _get_task_meta(self) -> dict[str, Any]:
+        # What Celery's state, result, ready(), successful() and failed() are made of.
+        outcome = self.outcome()
+        if isinstance(outcome, Committed):
+            return {"status": states.SUCCESS, "result": outcome.value}
+        if isinstance(outcome, Refused):
+            return {"status": states.FAILURE, "result": outcome.exception}
+        if outcome is None:
+            return {"status": states.PENDING, "result": None}
+        return {"status": states.FAILURE, "result": WriteExpired("the deadline passed", self.id)}
 
     def __await__(self) -> Generator[Any, None, R]:
         """The method's value, without blocking the event loop."""

@@ -31,7 +31,8 @@ class Visibility:
     It reads ``-pos``, which takes no database lock, and when that moved asks the ledger once
     for all waiting ids, in autocommit: waiters that each polled the database would hold up
     replication. LiteFS's event stream says when to look; while it is away, ``-pos`` is polled.
-    ``on_epoch`` is called with a new epoch when a new term was replicated here.
+    A row counts when ``is_settled`` says so: one that this node committed itself as primary is
+    readable before it is known to last. ``on_epoch`` is called with a new epoch when a new term was replicated here.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Visibility:
         connect: Callable[[], LiteFSNode],
         file_name: str,
         *,
+        is_settled: Callable[[Entry], bool],
         on_epoch: Callable[[int], None],
     ) -> None:
         self.problem = ""
@@ -50,6 +52,7 @@ class Visibility:
         self._reader = reader
         self._connect = connect
         self._file_name = file_name
+        self._is_settled = is_settled
         self._on_epoch = on_epoch
         self._waiting: dict[str, Future[Entry]] = {}
         self._changed = threading.Condition()
@@ -85,6 +88,11 @@ class Visibility:
             if not ledger.exists(connection):
                 return None
             return ledger.find(connection, [write_id]).get(write_id)
+
+    def look_settled(self, write_id: str) -> Entry | None:
+        """The same, unless the row may still be lost with this node's own term."""
+        entry = self.look(write_id)
+        return entry if entry is not None and self._is_settled(entry) else None
 
     def stop(self) -> None:
         """End the thread; idempotent. Futures stay unset: their callers have deadlines."""
@@ -149,6 +157,8 @@ class Visibility:
             found = ledger.find(connection, ids)
             term = self._newest_term(connection)
         for write_id, entry in found.items():
+            if not self._is_settled(entry):
+                continue
             with self._changed:
                 future = self._waiting.pop(write_id, None)
             if future is not None:
