@@ -27,6 +27,7 @@ from .errors import (
     ConfigurationError,
     DatabaseMissing,
     LiteFSCeleryError,
+    OpenReadTransaction,
     UnknownMethod,
     WriteTimeout,
 )
@@ -248,11 +249,12 @@ class LiteFSCelery:
     def await_outcome(self, write_id: str, timeout: float) -> Any:
         """The value of a write once this node can read it; raises its exception, or times out."""
         if self.parts.holds_local_session():
-            raise ConfigurationError("close the local Session of this thread before waiting")
+            raise OpenReadTransaction(
+                "close the local Session of this thread before waiting: it holds up replication"
+            )
         self.parts.check_ready()
-        visibility = self.parts.visibility
         try:
-            entry = visibility.look_settled(write_id) or visibility.watch(write_id).result(timeout)
+            entry = self.parts.visibility.wait(write_id, timeout)
         except TimeoutError:
             raise WriteTimeout(
                 f"write {write_id} did not become readable on node {self.settings.node} within "

@@ -72,7 +72,7 @@ class _Pending:
     attempts: int = 0
     sent: bool = False
     maybe_sent: bool = False
-    watched: bool = False
+    row: Future[Entry] | None = None
     refusals: int = 0
     problem: str = ""
 
@@ -224,10 +224,9 @@ class Forwarder:
 
     def _watch(self, pending: _Pending) -> None:
         # Only what is sent: a commit made here is read here before it is confirmed.
-        if not pending.watched:
-            pending.watched = True
-            row = self._visibility.watch(pending.write.id)
-            row.add_done_callback(functools.partial(self._appeared, pending))
+        if pending.row is None:
+            pending.row = self._visibility.watch(pending.write.id)
+            pending.row.add_done_callback(functools.partial(self._appeared, pending))
 
     def _ran_here(self, pending: _Pending, here: Future[Outcome]) -> None:
         error = here.exception()
@@ -245,10 +244,15 @@ class Forwarder:
             self._resolve_entry(pending, row.result())
 
     def _resolve_entry(self, pending: _Pending, entry: Entry) -> None:
-        if entry.matches(pending.write):
-            self._resolve(pending, self._wire.load_outcome(entry.outcome, entry.epoch))
-        else:
+        if not entry.matches(pending.write):
             self._fail(pending, conflict(pending.write))
+            return
+        try:
+            outcome = self._wire.load_outcome(entry.outcome, entry.epoch)
+        except Exception as error:  # noqa: BLE001 - an outcome of another version; told, not awaited
+            self._fail(pending, error)
+        else:
+            self._resolve(pending, outcome)
 
     def _resolve(self, pending: _Pending, outcome: Outcome) -> None:
         self._drop(pending)
@@ -272,12 +276,10 @@ class Forwarder:
             )
 
     def _drop(self, pending: _Pending) -> None:
-        write_id = pending.write.id
         with self._changed:
             self._pending.pop(id(pending), None)
-            shared = any(other.write.id == write_id for other in self._pending.values())
-        if not shared:
-            self._visibility.forget(write_id)
+        if pending.row is not None:
+            self._visibility.forget(pending.write.id, pending.row)
 
     def _give_up(self, pending: _Pending) -> None:
         """The deadline: one last look at the ledger and at the stored result, then an error."""

@@ -22,6 +22,7 @@ from .errors import DatabaseMissing, LiteFSCeleryError, MountUnavailable, NotAck
 from .forward import Forwarder
 from .litefs import LiteFSNode
 from .roles import Kind, Role, decide, look
+from .scalars import ScalarCodec
 from .visibility import Visibility
 from .wire import Outcome, Wire, Write
 
@@ -36,7 +37,8 @@ class Parts:
         self.db = db
         self.pid = os.getpid()
         settings = db.settings
-        self.wire = Wire(db._instances, db._criteria, max_bytes=settings.max_payload_bytes)
+        self.wire = Wire(
+            ScalarCodec(), db._instances, db._criteria, max_bytes=settings.max_payload_bytes)
         self.engines = Engines(
             db.path, lock_timeout=settings.lock_timeout, on_connect=db._on_connect
         )

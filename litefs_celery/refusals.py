@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import sys
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from sqlalchemy.exc import DBAPIError
 
@@ -16,6 +16,7 @@ TEXT_LIMIT = 4_000
 # Attributes that C code keeps outside of the instance's __dict__.
 _SLOTS = ("sqlite_errorcode", "sqlite_errorname", "filename", "filename2")
 
+T = TypeVar("T")
 Dumps = Callable[[Any, str], str]
 
 
@@ -25,7 +26,7 @@ def encode_exception(exception: Exception, dumps: Dumps) -> dict[str, Any]:
 
     What ``dumps`` refuses with `ArgumentError` is replaced by its ``repr``.
     """
-    kind = _name(type(exception))
+    kind = class_name(type(exception))
     if isinstance(exception, DBAPIError) and isinstance(exception.orig, Exception):
         # Not the statement and its parameters: they may hold data that must not travel.
         orig = encode_exception(exception.orig, dumps)
@@ -41,7 +42,7 @@ def encode_exception(exception: Exception, dumps: Dumps) -> dict[str, Any]:
 
 def decode_exception(data: dict[str, Any]) -> Exception:
     """The exception again, or a `RemoteError` that names it where its class is not loaded."""
-    kind = _class(data["class"])
+    kind = loaded_class(data["class"], Exception)
     if kind is None:
         return RemoteError(f"{data['class']}: {data['text']}", exception=data["class"])
     if "orig" in data:
@@ -70,19 +71,18 @@ def _instance(kind: type[Exception], args: list[Any]) -> Exception:
     return exception
 
 
-def _name(kind: type) -> str:
+def class_name(kind: type) -> str:
+    """How a class is named in data: ``module:Qualified.name``."""
     return f"{kind.__module__}:{kind.__qualname__}"
 
 
-def _class(name: str) -> type[Exception] | None:
-    """The class of that name among the modules already imported: data must not import code."""
+def loaded_class(name: str, base: type[T]) -> type[T] | None:
+    """That subclass of ``base`` in the modules already imported: data must not import code."""
     module, _, qualname = name.partition(":")
     found: Any = sys.modules.get(module)
     for part in qualname.split("."):
         found = getattr(found, part, None)
-    if isinstance(found, type) and issubclass(found, Exception):
-        return found
-    return None
+    return found if isinstance(found, type) and issubclass(found, base) else None
 
 
 def _sendable(value: Any, dumps: Dumps) -> Any:

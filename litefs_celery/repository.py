@@ -175,11 +175,13 @@ class Repository(Generic[M]):
         if not rows:
             return 0
         statement = sqlite_insert(self.model)
-        new = {name: statement.excluded[name] for name in update}
+        names = {name: self._column(name).name for name in (*on_conflict, *update)}
+        index = [names[name] for name in on_conflict]
+        new = {names[name]: statement.excluded[names[name]] for name in update}
         clause = (
-            statement.on_conflict_do_update(index_elements=list(on_conflict), set_=new)
+            statement.on_conflict_do_update(index_elements=index, set_=new)
             if new
-            else statement.on_conflict_do_nothing(index_elements=list(on_conflict))
+            else statement.on_conflict_do_nothing(index_elements=index)
         )
         before = self._changes()
         self.session.execute(clause, [dict(row) for row in rows])
@@ -190,8 +192,7 @@ class Repository(Generic[M]):
         """Set columns of the row with primary key ``key``; raises NoResultFound without one."""
         instance: M = self.session.get_one(self.model, tuple(key))
         for name, value in values.items():
-            if name not in inspect(self.model).column_attrs:
-                raise ArgumentError(f"{self.model.__name__} has no column {name!r}")
+            self._column(name)
             setattr(instance, name, value)
         self.session.flush()
         return instance
@@ -268,6 +269,12 @@ class Repository(Generic[M]):
                 )
         if not _is_sql(expressions[0]):
             raise ArgumentError(f"{expressions[0]!r} is no criterion, such as User.age > 3")
+
+    def _column(self, name: str) -> Any:
+        attributes = inspect(self.model).column_attrs
+        if name not in attributes:
+            raise ArgumentError(f"{self.model.__name__} has no column {name!r}")
+        return attributes[name].columns[0]
 
     def _rowcount(self, statement: Any) -> int:
         result = self.session.execute(statement, execution_options={"synchronize_session": False})

@@ -101,6 +101,8 @@ class Savepoints:
             session.begin()
             value = self._call(session, write)
             text = self._wire.dump_outcome(Committed(value))
+            # Decoded again, so that a caller on the primary gets what any other node gets.
+            outcome = self._wire.load_outcome(text, epoch)
         except BaseException as error:
             if isinstance(error, DBAPIError) and primary_code(error) in INFRASTRUCTURE:
                 raise
@@ -110,8 +112,6 @@ class Savepoints:
             text = self._refusal_text(outcome)
         else:
             _check_transaction(raw, write)
-            # Decoded again, so that a caller on the primary gets what any other node gets.
-            outcome = self._wire.load_outcome(text, epoch)
         finally:
             session.end()
         raw.execute(f"RELEASE {SAVEPOINT}")

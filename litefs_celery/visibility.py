@@ -32,7 +32,8 @@ class Visibility:
     for all waiting ids, in autocommit: waiters that each polled the database would hold up
     replication. LiteFS's event stream says when to look; while it is away, ``-pos`` is polled.
     A row counts when ``is_settled`` says so: one that this node committed itself as primary is
-    readable before it is known to last. ``on_epoch`` is called with a new epoch when a new term was replicated here.
+    readable before it is known to last. ``on_epoch`` is called with a new epoch when a new term
+    was replicated here.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Visibility:
         self._file_name = file_name
         self._is_settled = is_settled
         self._on_epoch = on_epoch
-        self._waiting: dict[str, Future[Entry]] = {}
+        self._waiting: dict[str, list[Future[Entry]]] = {}
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._stopped = False
@@ -66,7 +67,8 @@ class Visibility:
     def watch(self, write_id: str) -> Future[Entry]:
         """A future of the ledger's row of ``write_id``, set when this node can read it."""
         with self._changed:
-            future = self._waiting.setdefault(write_id, Future())
+            future: Future[Entry] = Future()
+            self._waiting.setdefault(write_id, []).append(future)
             if self._thread is None:
                 name = f"litefs-{self._database}-visibility"
                 self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
@@ -77,10 +79,25 @@ class Visibility:
             self._changed.notify()
         return future
 
-    def forget(self, write_id: str) -> None:
-        """Stop waiting for ``write_id``."""
+    def forget(self, write_id: str, future: Future[Entry]) -> None:
+        """Stop waiting for ``write_id`` with ``future``; others go on waiting."""
         with self._changed:
-            self._waiting.pop(write_id, None)
+            futures = self._waiting.get(write_id, [])
+            if future in futures:
+                futures.remove(future)
+            if not futures:
+                self._waiting.pop(write_id, None)
+
+    def wait(self, write_id: str, timeout: float) -> Entry:
+        """The row of ``write_id``, once this node can read it; raises TimeoutError."""
+        entry = self.look_settled(write_id)
+        if entry is not None:
+            return entry
+        future = self.watch(write_id)
+        try:
+            return future.result(timeout)
+        finally:
+            self.forget(write_id, future)
 
     def look(self, write_id: str) -> Entry | None:
         """The row of ``write_id`` if this node can read it now; raises as the database does."""
@@ -160,8 +177,8 @@ class Visibility:
             if not self._is_settled(entry):
                 continue
             with self._changed:
-                future = self._waiting.pop(write_id, None)
-            if future is not None:
+                futures = self._waiting.pop(write_id, [])
+            for future in futures:
                 with contextlib.suppress(InvalidStateError):
                     future.set_result(entry)
         if term is not None and term.epoch != self._epoch:

@@ -227,7 +227,7 @@ class Wire:
                 return data
         raise ArgumentError(
             f"{path} is a {type(value).__module__}.{type(value).__qualname__}, which cannot be "
-            "sent: use plain data, dates, Decimal, UUID, bytes or model instances"
+            "sent: use plain data, dates, Decimal, UUID, bytes, Enum members or model instances"
         )
 
     @staticmethod
