@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from celery import signals
 from kombu import Connection, Consumer, Queue
 from kombu.message import Message
+from kombu.transport import virtual
 
 from . import observe
 from .detector import Term
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from .database import LiteFSCelery
 
 IDLE_POLL = 0.1  # how soon a lost term is acted on; costs no broker command
+MORE_POLL = 0.001  # for the next message, when one has just come
+TAKE_LIMIT = 0.02  # how long results may wait while messages keep coming
 BUSY_POLL = 0.005  # while writes run: how soon their results and acknowledgements go out
 # kombu's BRPOP ends after a second by itself; a message it popped after our cancel is given back
 # by kombu only if somebody still reads (kombu 5.6.2, 5.7.0).
@@ -117,7 +120,7 @@ class PrimaryConsumer:
             consumer.consume()
             self._moved(consuming=True)
             while term.held and not self._stopped.is_set():
-                self._drain(connection, BUSY_POLL if self._running else IDLE_POLL)
+                self._drain_all(connection)
                 self._finish()
             self._hand_back(connection, consumer)
 
@@ -126,18 +129,27 @@ class PrimaryConsumer:
             self.consuming = consuming
             observe.emit(observe.ConsumerMoved(self._db.name, self._queue.name, consuming))
 
-    def _drain(self, connection: Connection, timeout: float) -> None:
+    def _drain_all(self, connection: Connection) -> None:
+        """Take what is there before anything is finished: taking is what callers wait for."""
+        until = time.monotonic() + TAKE_LIMIT
+        more = self._drain(connection, BUSY_POLL if self._running else IDLE_POLL)
+        while more and time.monotonic() < until:
+            more = self._drain(connection, MORE_POLL)
+
+    def _drain(self, connection: Connection, timeout: float) -> bool:
+        """Take one message; returns whether there was one."""
         try:
             connection.drain_events(timeout=timeout)
             self._failures = 0
         except TimeoutError:
-            pass
+            return False
         except _Stray as stray:
             self._set_aside(stray.content, str(stray))
         except json.JSONDecodeError as error:
             self._set_aside(error.doc, f"not JSON: {error}")
         except UnicodeDecodeError as error:
             self._set_aside(error.object, f"not text: {error}")
+        return True
 
     def _receive(self, message: Message) -> None:
         term = self._db.term
@@ -160,6 +172,7 @@ class PrimaryConsumer:
 
     def _finish(self) -> None:
         """Results, then events, then acknowledgements of the writes that are committed."""
+        answered: list[Message] = []
         while self._done:
             future = self._done.popleft()
             message, write, started = self._running.pop(future)
@@ -167,9 +180,10 @@ class PrimaryConsumer:
             if error is None:
                 self._failures = 0
                 self._answer(write, future.result(), time.monotonic() - started)
-                message.ack()
+                answered.append(message)
             else:
                 self._give_back(message, error)
+        _acknowledge(answered)
         if self._events is not None:
             self._events.enabled = self._db.sends_events()
             self._events.flush()
@@ -261,6 +275,25 @@ def _keep_strays(channel: Any) -> None:
 
 def _describe(message: Message) -> dict[str, Any]:
     return {"headers": message.headers, "body": message.body}
+
+
+def _acknowledge(messages: list[Message]) -> None:
+    """Acknowledge all at once where the broker is Redis: one round trip instead of one each."""
+    if not messages:
+        return
+    channel = messages[0].channel
+    if not hasattr(channel.qos, "restore_by_tag"):
+        for message in messages:
+            message.ack()
+        return
+    tags = [message.delivery_tag for message in messages]
+    with channel.conn_or_acquire() as client, client.pipeline() as pipe:
+        # What kombu's QoS.ack() of Redis does (5.6.2, 5.7.0), for many tags.
+        pipe.zrem(channel.qos.unacked_index_key, *tags)
+        pipe.hdel(channel.qos.unacked_key, *tags)
+        pipe.execute()
+    for tag in tags:
+        virtual.QoS.ack(channel.qos, tag)
 
 
 def _restore_unacknowledged(channel: Any) -> None:

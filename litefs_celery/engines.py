@@ -21,8 +21,10 @@ from .errors import ConfigurationError, DatabaseMissing, MethodMisuse
 # read-only after a promotion).
 READONLY, IOERR, FULL, CANTOPEN = 8, 10, 13, 14
 BUSY, LOCKED, CORRUPT, NOTADB, PROTOCOL, NOMEM = 5, 6, 11, 26, 15, 7
-LOST = frozenset({READONLY, IOERR, CANTOPEN, CORRUPT, NOTADB})
-INFRASTRUCTURE = LOST | {FULL, BUSY, LOCKED, PROTOCOL, NOMEM}
+# PROTOCOL among them: a WAL opened while LiteFS was starting keeps a stale index, and says so at
+# every statement, after ten seconds of trying.
+LOST = frozenset({READONLY, IOERR, CANTOPEN, CORRUPT, NOTADB, PROTOCOL})
+INFRASTRUCTURE = LOST | {FULL, BUSY, LOCKED, NOMEM}
 
 OnConnect = Callable[[sqlite3.Connection], None]
 

@@ -12,9 +12,10 @@ from .wire import Write
 
 LEDGER = "_litefs_celery_ledger"
 TERMS = "_litefs_celery_terms"
+# seq is no identity, only the order for pruning: AUTOINCREMENT would write a page more a commit.
 _SCHEMA = (
     f"""CREATE TABLE IF NOT EXISTS {LEDGER} (
-        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        seq INTEGER PRIMARY KEY,
         write_id TEXT NOT NULL UNIQUE,
         method TEXT NOT NULL,
         fingerprint TEXT NOT NULL,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,7 +163,11 @@ class LiteFSNode:
     def _read(self, name: str) -> str | None:
         # Opening, not os.path.exists: a dead mount fails with ENOTCONN, which exists() calls False.
         try:
-            return (self.mount / name).read_text(encoding="ascii")
+            descriptor = os.open(f"{self.mount}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return os.read(descriptor, 4096).decode("ascii")
+            finally:
+                os.close(descriptor)
         except FileNotFoundError:
             return None
         except OSError as error:

@@ -33,7 +33,7 @@ class PrimaryStep(bootsteps.StartStopStep):
     def start(self, c: Any) -> None:
         """Start what is not running yet; called again at each reconnect."""
         for db in databases(c.app):
-            db.start_node(c.hostname, lambda: bool(getattr(c.event_dispatcher, "enabled", False)))
+            db.start_node(c.hostname, lambda: _sends_task_events(c.event_dispatcher))
 
     def stop(self, c: Any) -> None:
         """Stop for good when the worker closes, not when it reconnects."""
@@ -51,6 +51,13 @@ class PrimaryStep(bootsteps.StartStopStep):
     def info(self, c: Any) -> dict[str, Any]:
         """What ``inspect stats`` and Flower's worker page show."""
         return {"litefs": {db.name: db.node_status() for db in databases(c.app)}}
+
+
+def _sends_task_events(dispatcher: Any) -> bool:
+    # Enabled without -E too, for the worker's own heartbeats: then with that group alone.
+    if dispatcher is None or not dispatcher.enabled:
+        return False
+    return not dispatcher.groups or "task" in dispatcher.groups
 
 
 def databases(app: Any) -> list[LiteFSCelery]:

@@ -135,6 +135,8 @@ class Visibility:
                     self.problem = ""
                 except (LiteFSCeleryError, SQLAlchemyError) as error:
                     seen, self.problem = None, str(error)
+                    # What was opened before LiteFS went away must not be read from after.
+                    self._reader.dispose()
                     time.sleep(ERROR_INTERVAL)
                 except Exception:  # noqa: BLE001 - the others wait too; it is logged
                     seen = None

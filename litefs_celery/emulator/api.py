@@ -54,6 +54,8 @@ class _Handler(BaseHTTPRequestHandler):
     """One connection; every answer is one of LiteFS's (http/server.go)."""
 
     protocol_version = "HTTP/1.1"
+    # Head and body go out in two sends; the second must not wait for an acknowledgement.
+    disable_nagle_algorithm = True
     server: Server
 
     def do_GET(self) -> None:
