@@ -49,15 +49,19 @@ def measure(site: Site, book: Book, seconds: float, tell: Callable[[str], None])
         for worker in workers:
             wait_until(lambda w=worker: _is_ready(w), TIMEOUT, worker.process.tail)
         time.sleep(SETTLE)
-        before = {worker.key: _commands(worker.redis) for worker in workers}
-        spent = {worker.key: _cpu_seconds(worker.process.pid) for worker in workers}
-        began = time.monotonic()
-        time.sleep(seconds)
-        passed = time.monotonic() - began
-        after = {worker.key: _commands(worker.redis) for worker in workers}
-        for worker in workers:
-            cpu = (_cpu_seconds(worker.process.pid) - spent[worker.key]) / passed
-            book.add({f"{worker.key}_cpu": [cpu], f"{worker.key}_mb": [_megabytes(worker)]})
+        return _observe(workers, book, seconds)
+
+
+def _observe(workers: list[_Worker], book: Book, seconds: float) -> dict[str, Any]:
+    before = {worker.key: _commands(worker.redis) for worker in workers}
+    spent = {worker.key: _cpu_seconds(worker.process.pid) for worker in workers}
+    began = time.monotonic()
+    time.sleep(seconds)
+    passed = time.monotonic() - began
+    after = {worker.key: _commands(worker.redis) for worker in workers}
+    for worker in workers:
+        cpu = (_cpu_seconds(worker.process.pid) - spent[worker.key]) / passed
+        book.add({f"{worker.key}_cpu": [cpu], f"{worker.key}_mb": [_megabytes(worker)]})
     calls = {key: _difference(before[key], after[key], passed) for key in before}
     book.add({f"{key}_commands": [sum(found.values())] for key, found in calls.items()})
     return calls

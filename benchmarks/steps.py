@@ -49,6 +49,7 @@ def install(trace: Trace) -> None:
     _around(trace, Committer, "_resolve", before="confirmed", ids=_of_committed)
     _trace_calls(trace, local)
     _trace_commits(trace, local)
+    _trace_signs(local)
     _trace_arrivals(trace, local)
 
 
@@ -114,8 +115,8 @@ def _trace_commits(trace: Trace, local: threading.local) -> None:
     Engines.__init__ = engines  # type: ignore[method-assign]
 
 
-def _trace_arrivals(trace: Trace, local: threading.local) -> None:
-    """Note the last event and position that were seen before a row was found."""
+def _trace_signs(local: threading.local) -> None:
+    """Remember when the last event was heard, and when the position was last seen to move."""
     position, events = LiteFSNode.position, LiteFSNode.events
     heard = [0]
 
@@ -134,15 +135,20 @@ def _trace_arrivals(trace: Trace, local: threading.local) -> None:
     def look() -> None:
         local.look, local.heard = time.monotonic_ns(), heard[0]
 
+    LiteFSNode.position = noted_position  # type: ignore[method-assign]
+    LiteFSNode.events = noted_events  # type: ignore[method-assign]
+    _before(Visibility, "_look_for_all", look)
+
+
+def _trace_arrivals(trace: Trace, local: threading.local) -> None:
+    """Note when a row was found, and the signs that led to the look which found it."""
+
     def appeared(pending: Any, _row: Any) -> None:
         ids = [pending.write.id]
         for step in ("heard", "moved", "look"):
             trace.note(step, ids, getattr(local, step, 0))
         trace.note("appeared", ids)
 
-    LiteFSNode.position = noted_position  # type: ignore[method-assign]
-    LiteFSNode.events = noted_events  # type: ignore[method-assign]
-    _before(Visibility, "_look_for_all", look)
     _before(Forwarder, "_appeared", appeared)
 
 
