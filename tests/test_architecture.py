@@ -12,8 +12,8 @@ import litefs_celery
 PACKAGE = Path(litefs_celery.__file__).parent
 ORDER = """
     errors config observe litefs refusals wire scalars instances criteria engines ledger roles
-    detector visibility savepoint committer forward tasks results methods repository standalone consumer
-    routing parts database __init__ overview handover cli pytest_plugin
+    detector visibility savepoint committer forward tasks results methods repository standalone
+    consumer routing parts database __init__ overview handover cli pytest_plugin
 """.split()  # noqa: SIM905 - to be read as a list
 LINES = 260
 # The wiring, the life of a write, the provided reads and writes, the wire format, the consumer.
