@@ -22,6 +22,7 @@ demo: $(VENV)/.demo
 # copy without the tree's litefs_celery beside it, and the working directory is not searched.
 test: $(VENV)/.test
 	@rm -rf $(VENV)/tree && mkdir $(VENV)/tree && cp -R worker $(VENV)/tree/
+	@ln -s $(CURDIR)/tests $(VENV)/tree/tests
 	PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(VENV)/tree $(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.lint
