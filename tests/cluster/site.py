@@ -14,6 +14,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from celery import Celery
+
 from worker.fleet import NodeProcesses, RedisServer, wait_until
 
 # A failover of real LiteFS takes up to 22 s, and starting three workers on a busy machine long.
@@ -167,6 +169,24 @@ class Site:
         primary = self.cluster.primary(PATIENCE).name
         log = self.processes[primary].worker.log.read_text(errors="replace")
         return log.rfind("consuming=True") > log.rfind("consuming=False")
+
+
+def visit_in_tasks(redis: RedisServer, code: str, *, tasks: int, visits: int) -> list[int]:
+    """What tasks of the application's own return that each visit a region some times."""
+    # Results are read from Redis itself: celery 5.6.3's AsyncResult raises in __del__ when its
+    # backend has gone before it.
+    app, client = Celery("client", broker=redis.url, set_as_current=False), redis.client()
+    try:
+        ids = [
+            app.send_task("worker.tasks.visit_all", args=([code] * visits,)).id
+            for _ in range(tasks)
+        ]
+    finally:
+        app.close()
+    stored = [
+        wait_until(lambda key=f"celery-task-meta-{i}": client.get(key), PATIENCE) for i in ids
+    ]
+    return [json.loads(text)["result"] for text in stored]
 
 
 class Writers:

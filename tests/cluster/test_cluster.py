@@ -13,7 +13,7 @@ import uuid
 
 import pytest
 
-from tests.cluster.site import PATIENCE, CallError, Site, Writers
+from tests.cluster.site import PATIENCE, CallError, Site, Writers, visit_in_tasks
 from worker.fleet import ROOT, wait_until
 
 QUEUE = "litefs-primary"
@@ -335,17 +335,7 @@ def test_many_callers_at_once(site: Site) -> None:
 def test_a_write_needs_no_slot_of_the_users_pool(site: Site) -> None:
     """Tasks that fill every slot of the pool can still write and wait for it."""
     name, replica = region(site, "slots"), site.replicas()[0]
-    from celery import Celery
-
-    app = Celery("client", broker=site.redis.url, backend=site.redis.url, set_as_current=False)
-    try:
-        results = [
-            app.send_task("worker.tasks.visit_all", args=([name] * 5,), queue="celery")
-            for _ in range(8)
-        ]
-        assert [result.get(timeout=PATIENCE) for result in results] == [5] * 8
-    finally:
-        app.close()
+    assert visit_in_tasks(site.redis, name, tasks=8, visits=5) == [5] * 8
     assert site.on(replica).call("regions.visit", name) == 41
 
 

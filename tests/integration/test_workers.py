@@ -15,7 +15,7 @@ from support import Base, User
 
 from litefs_celery import LiteFSCelery, Repository, Settings, UnknownMethod
 from litefs_celery.emulator import EmulatedCluster
-from tests.cluster.site import PATIENCE, Site
+from tests.cluster.site import PATIENCE, Site, visit_in_tasks
 from worker.fleet import Process, RedisServer, wait_until
 
 POOLS = ["solo", "prefork", "threads", "gevent"]
@@ -41,12 +41,7 @@ def test_every_pool_carries_writes(pool: str, tmp_path: Path) -> None:
         site.start()
         replica = site.replicas()[0]
         site.on(replica).call("db.insert", {"code": "X", "name": "X"})
-        app = Celery("client", broker=site.redis.url, backend=site.redis.url, set_as_current=False)
-        results = [
-            app.send_task("worker.tasks.visit_all", args=(["X"] * 3,)) for _ in range(6)
-        ]
-        assert [result.get(timeout=PATIENCE) for result in results] == [3] * 6
-        app.close()
+        assert visit_in_tasks(site.redis, "X", tasks=6, visits=3) == [3] * 6
         cluster.promote(replica)
         site.heal()
         assert site.on(site.replicas()[0]).call("regions.visit", "X") == 19
