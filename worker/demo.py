@@ -387,10 +387,11 @@ class Keeper:
         """Start them, and again whenever they exit."""
         with self._lock:
             for process in processes:
-                process.start()
-                self._kept.append(process)
+                # Known before it runs: an interrupt in between must not leave it behind.
                 if process not in self._all:
                     self._all.append(process)
+                process.start()
+                self._kept.append(process)
 
     def leave(self, *processes: Process) -> None:
         """Let them be dead."""

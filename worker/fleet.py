@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,6 +47,7 @@ class Process:
         self._cwd = cwd
         self._environ = dict(environ or {})
         self._child: subprocess.Popen[bytes] | None = None
+        self._starting: threading.Thread | None = None
 
     @property
     def pid(self) -> int:
@@ -67,11 +69,22 @@ class Process:
         """Start it unless it runs."""
         if self.is_alive():
             return
+        # In a thread, because an interrupt (Ctrl-C) in the middle of Popen would leave a child
+        # that nobody knows; interrupts reach the main thread only.
+        self._starting = threading.Thread(target=self._spawn)
+        self._starting.start()
+        self._starting.join()
+
+    def _spawn(self) -> None:
         with self.log.open("ab") as output:
             self._child = subprocess.Popen(
                 self.command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
                 env={**os.environ, **self._environ}, start_new_session=True, cwd=self._cwd,
             )
+
+    def _started(self) -> None:
+        if self._starting is not None:
+            self._starting.join()
 
     def send(self, number: int) -> None:
         """Send a signal to it and its children."""
@@ -80,12 +93,14 @@ class Process:
 
     def kill(self) -> None:
         """``kill -9``, children included."""
+        self._started()
         self.send(signal.SIGKILL)
         if self._child is not None:
             self._child.wait()
 
     def stop(self, timeout: float = 20.0) -> None:
         """SIGTERM and wait; after ``timeout`` seconds SIGKILL."""
+        self._started()
         if self._child is None:
             return
         if self.is_alive():
