@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,7 +48,6 @@ class Process:
         self._cwd = cwd
         self._environ = dict(environ or {})
         self._child: subprocess.Popen[bytes] | None = None
-        self._starting: threading.Thread | None = None
 
     @property
     def pid(self) -> int:
@@ -69,22 +69,11 @@ class Process:
         """Start it unless it runs."""
         if self.is_alive():
             return
-        # In a thread, because an interrupt (Ctrl-C) in the middle of Popen would leave a child
-        # that nobody knows; interrupts reach the main thread only.
-        self._starting = threading.Thread(target=self._spawn)
-        self._starting.start()
-        self._starting.join()
-
-    def _spawn(self) -> None:
-        with self.log.open("ab") as output:
+        with _uninterrupted(), self.log.open("ab") as output:
             self._child = subprocess.Popen(
                 self.command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
                 env={**os.environ, **self._environ}, start_new_session=True, cwd=self._cwd,
             )
-
-    def _started(self) -> None:
-        if self._starting is not None:
-            self._starting.join()
 
     def send(self, number: int) -> None:
         """Send a signal to it and its children."""
@@ -93,14 +82,12 @@ class Process:
 
     def kill(self) -> None:
         """``kill -9``, children included."""
-        self._started()
         self.send(signal.SIGKILL)
         if self._child is not None:
             self._child.wait()
 
     def stop(self, timeout: float = 20.0) -> None:
         """SIGTERM and wait; after ``timeout`` seconds SIGKILL."""
-        self._started()
         if self._child is None:
             return
         if self.is_alive():
@@ -115,6 +102,31 @@ class Process:
         if not self.log.exists():
             return "(no output)"
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """
+    Hold interrupts (Ctrl-C, SIGTERM) back for a moment, and raise KeyboardInterrupt after it.
+
+    One in the middle of Popen would leave a child that nobody knows.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        if before[number] is not signal.SIG_IGN:
+            signal.signal(number, lambda got, _frame: held.append(got))
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, before[number])
+    if held:
+        raise KeyboardInterrupt
 
 
 class RedisServer:
