@@ -184,8 +184,17 @@ class PrimaryConsumer:
             else:
                 self._give_back(message, error)
         _acknowledge(answered)
-        if self._events is not None:
-            self._events.enabled = self._db.sends_events()
+        self._follow_events()
+
+    def _follow_events(self) -> None:
+        if self._events is None:
+            return
+        wanted = self._db.sends_events()
+        if wanted and not self._events.enabled:
+            self._events.enable()  # not by the attribute: it is what makes the producer
+        elif self._events.enabled and not wanted:
+            self._events.disable()
+        if self._events.enabled:
             self._events.flush()
 
     def _give_back(self, message: Message, error: BaseException) -> None:

@@ -22,7 +22,7 @@ LONGER = {
     "forward": 360,
     "repository": 305,
     "wire": 290,
-    "consumer": 320,
+    "consumer": 335,
     "parts": 290,
 }
 
