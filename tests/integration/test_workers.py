@@ -53,10 +53,15 @@ def test_every_pool_carries_writes(pool: str, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[EmulatedCluster]:
-    """Return two emulated nodes."""
-    with EmulatedCluster(tmp_path / "cluster", names=("a", "b"), failover_gap=0.2) as running:
+def site(tmp_path: Path) -> Iterator[Site]:
+    """Return two emulated nodes with their workers."""
+    cluster = EmulatedCluster(tmp_path / "cluster", names=("a", "b"), failover_gap=0.2)
+    running = Site(cluster, tmp_path, "delete", "threads")
+    try:
+        running.start()
         yield running
+    finally:
+        running.stop()
 
 
 def test_two_databases_on_two_mounts_share_a_worker(tmp_path: Path, redis: RedisServer) -> None:
@@ -104,40 +109,28 @@ def test_two_databases_on_two_mounts_share_a_worker(tmp_path: Path, redis: Redis
             worker.stop()
 
 
-def test_a_method_the_primary_does_not_know_is_refused(tmp_path: Path) -> None:
+def test_a_method_the_primary_does_not_know_is_refused(site: Site) -> None:
     """An older version on the primary says so at once; nothing is changed."""
-    cluster = EmulatedCluster(tmp_path / "cluster", names=("a", "b"), failover_gap=0.2)
-    site = Site(cluster, tmp_path, "delete", "threads")
-    try:
-        site.start()
-        node = cluster.replicas()[0]
-        app = Celery("newer", broker=site.redis.url, set_as_current=False)
-        settings = Settings(node=node.name, api_url=node.api_url, mode="litefs")
-        db = LiteFSCelery(app, f"sqlite:///{node.database()}", settings=settings)
+    node = site.cluster.replicas()[0]
+    app = Celery("newer", broker=site.redis.url, set_as_current=False)
+    settings = Settings(node=node.name, api_url=node.api_url, mode="litefs")
+    db = LiteFSCelery(app, f"sqlite:///{node.database()}", settings=settings)
 
-        class Newer(Repository[User], db=db):
-            """A repository that the worker does not have."""
+    class Newer(Repository[User], db=db):
+        """A repository that the worker does not have."""
 
-        with pytest.raises(UnknownMethod, match="older version"):
-            Newer().insert(User(name="Ada"))
-        db.close()
-        assert Base.metadata.tables
-    finally:
-        site.stop()
+    with pytest.raises(UnknownMethod, match="older version"):
+        Newer().insert(User(name="Ada"))
+    db.close()
+    assert Base.metadata.tables
 
 
-def test_stopping_the_primarys_worker_hands_its_writes_on(tmp_path: Path) -> None:
+def test_stopping_the_primarys_worker_hands_its_writes_on(site: Site) -> None:
     """SIGTERM of a consuming worker loses nothing that waits in its queue."""
-    cluster = EmulatedCluster(tmp_path / "cluster", names=("a", "b"), failover_gap=0.2)
-    site = Site(cluster, tmp_path, "delete", "threads")
-    try:
-        site.start()
-        replica, worker = site.replicas()[0], site.processes[site.primary()].worker
-        site.on(replica).call("db.insert", {"code": "X", "name": "X"})
-        waiting = [site.on(replica).submit("regions.visit", "X") for _ in range(60)]
-        worker.stop()
-        worker.start()
-        assert sorted(future.result(PATIENCE) for future in waiting) == list(range(1, 61))
-        wait_until(lambda: site.redis.client().llen("litefs-primary") == 0, PATIENCE)
-    finally:
-        site.stop()
+    replica, worker = site.replicas()[0], site.processes[site.primary()].worker
+    site.on(replica).call("db.insert", {"code": "X", "name": "X"})
+    waiting = [site.on(replica).submit("regions.visit", "X") for _ in range(60)]
+    worker.stop()
+    worker.start()
+    assert sorted(future.result(PATIENCE) for future in waiting) == list(range(1, 61))
+    wait_until(lambda: site.redis.client().llen("litefs-primary") == 0, PATIENCE)
