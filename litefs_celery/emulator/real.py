@@ -15,6 +15,7 @@ import requests
 from litefs_celery.emulator.real_config import (
     Program,
     consul_json,
+    consul_version,
     free_ports,
     lazy_unmount,
     litefs_yaml,
@@ -263,7 +264,9 @@ class RealCluster:
         self.root.mkdir(parents=True, exist_ok=True)
         http, server, serf = self._ports[:3]
         self._reaper = start_reaper(self.root, self._token)
-        config = consul_json(http=http, server=server, serf=serf, ttl=self.lease_ttl)
+        config = consul_json(
+            http=http, server=server, serf=serf, ttl=self.lease_ttl, version=consul_version()
+        )
         (self.root / "consul.json").write_text(config, encoding="utf-8")
         self._consul.start()
         _poll(_CONSUL_TIMEOUT, self._elected, lambda: self._consul.explain("consul has no leader"))

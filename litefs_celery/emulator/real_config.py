@@ -25,6 +25,8 @@ MARKER = "LITEFS_CELERY_CLUSTER"
 _PORTS = range(20_000, 32_000)
 # Consul's own default: long enough to show the gap between two primaries.
 _LOCK_DELAY = "1s"
+# The first Consul that knows, and by default opens, the port of gRPC over TLS and peering.
+_CONSUL_PEERING = (1, 14)
 # The reaper's only cost is one system call per look.
 _REAPER_INTERVAL = 0.2
 # As long as a killed process may take to go before the reaper gives up.
@@ -81,24 +83,38 @@ def litefs_yaml(
     return json.dumps(settings, indent=2)  # which is YAML, too
 
 
-def consul_json(*, http: int, server: int, serf: int, ttl: float) -> str:
+def consul_version() -> tuple[int, int]:
+    """
+    Return major and minor of the `consul` on PATH, whose name for an unknown setting is an error.
+    """
+    told = subprocess.check_output(["consul", "version", "-format=json"], text=True)
+    major, minor, *_ = json.loads(told)["Version"].split(".")
+    return int(major), int(minor)
+
+
+def consul_json(
+    *, http: int, server: int, serf: int, ttl: float, version: tuple[int, int]
+) -> str:
     """
     Return the text of Consul's configuration, a key-value store on loopback; `ttl` in seconds.
     """
     off = {"enabled": False}
     ports = {"http": http, "server": server, "serf_lan": serf}
-    unused = dict.fromkeys(("dns", "https", "grpc", "grpc_tls", "serf_wan"), -1)
+    unused = dict.fromkeys(("dns", "https", "grpc", "serf_wan"), -1)
+    newer = {}
+    if version >= _CONSUL_PEERING:
+        unused["grpc_tls"] = -1
+        newer["peering"] = off
     # Consul refuses sessions shorter than this, by default 10 s; a test may want to be faster.
     settings = {
         "ports": ports | unused,
         "session_ttl_min": f"{round(ttl * 1000)}ms",
         "ui_config": off,
         "connect": off,
-        "peering": off,
         "disable_update_check": True,
         "log_level": "INFO",
     }
-    return json.dumps(settings, indent=2)
+    return json.dumps(settings | newer, indent=2)
 
 
 class Program:
