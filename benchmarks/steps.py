@@ -43,7 +43,7 @@ class Trace:
 def install(trace: Trace) -> None:
     """Wrap every step of a write, for this process."""
     local = threading.local()
-    _around(trace, Sender, "publish", before="publish", after="published", ids=_of_write)
+    _around(trace, Sender, "publish", before="publish", after="published", ids=_of_writes)
     _around(trace, PrimaryConsumer, "_receive", before="received", ids=_of_message)
     _around(trace, PrimaryConsumer, "_answer", after="answered", ids=_of_write)
     _around(trace, Committer, "_resolve", before="confirmed", ids=_of_committed)
@@ -116,15 +116,9 @@ def _trace_commits(trace: Trace, local: threading.local) -> None:
 
 
 def _trace_signs(local: threading.local) -> None:
-    """Remember when the last event was heard, and when the position was last seen to move."""
-    position, events = LiteFSNode.position, LiteFSNode.events
+    """Remember when the last event was heard."""
+    events = LiteFSNode.events
     heard = [0]
-
-    def noted_position(self: LiteFSNode, database: str) -> Any:
-        found = position(self, database)
-        if found != getattr(local, "position", None):
-            local.position, local.moved = found, time.monotonic_ns()
-        return found
 
     def noted_events(self: LiteFSNode) -> Iterator[Any]:
         for item in events(self):
@@ -135,7 +129,6 @@ def _trace_signs(local: threading.local) -> None:
     def look() -> None:
         local.look, local.heard = time.monotonic_ns(), heard[0]
 
-    LiteFSNode.position = noted_position  # type: ignore[method-assign]
     LiteFSNode.events = noted_events  # type: ignore[method-assign]
     _before(Visibility, "_look_for_all", look)
 
@@ -145,7 +138,7 @@ def _trace_arrivals(trace: Trace, local: threading.local) -> None:
 
     def appeared(pending: Any, _row: Any) -> None:
         ids = [pending.write.id]
-        for step in ("heard", "moved", "look"):
+        for step in ("heard", "look"):
             trace.note(step, ids, getattr(local, step, 0))
         trace.note("appeared", ids)
 
@@ -156,8 +149,12 @@ def _of_write(write: Any, *_args: Any) -> list[str]:
     return [write.id]
 
 
+def _of_writes(writes: Any) -> list[str]:
+    return [write.id for write in writes]
+
+
 def _of_message(message: Any) -> list[str]:
-    return [str((message.headers or {}).get("id"))]
+    return [entry["id"] for entry in (message.headers or {})["litefs"]]
 
 
 def _of_committed(done: Any, _failure: Any) -> list[str]:

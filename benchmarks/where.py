@@ -18,8 +18,8 @@ LEGS = (
     ("received", "begin", "primary: decode, events, until the writer begins the group"),
     ("begin", "commit", "primary: BEGIN, look up, method, ledger row"),
     ("commit", "committed", "primary: COMMIT"),
-    ("committed", "moved", "LiteFS: until the replica's position is seen to move"),
-    ("moved", "look", "replica: from position to the look into the ledger"),
+    ("committed", "heard", "LiteFS: until the replica has it and its event is heard"),
+    ("heard", "look", "replica: from the event to the look into the ledger"),
     ("look", "appeared", "replica: read the ledger, find the row"),
     ("appeared", "returned", "caller: decode, wake up, return"),
     ("call", "returned", "the whole call"),
@@ -27,7 +27,6 @@ LEGS = (
 # What goes on beside: nobody waits for it, but it takes time from those who do.
 BESIDE = (
     ("publish", "published", "caller: publish, until the broker has answered"),
-    ("committed", "heard", "LiteFS: until its event is heard (before the position is looked at)"),
     ("committed", "confirmed", "primary: commit confirmed by position and /info"),
     ("confirmed", "answered", "primary: until the result is stored"),
 )

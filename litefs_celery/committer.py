@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 from . import ledger, observe
 from .config import Settings
 from .detector import Term
-from .engines import FULL, LOST, Engines, primary_code
+from .engines import LOST, ONE_MAY_CAUSE, Engines, primary_code
 from .errors import NotAcknowledged
 from .savepoint import RunMethod, Savepoints
 from .wire import Outcome, Refused, Wire, Write, conflict
@@ -168,8 +168,9 @@ class Committer:
         try:
             self._commit(group)
         except Exception as error:  # noqa: BLE001 - whatever it was, no caller may wait for ever
-            if len(group) > 1 and primary_code(error) == FULL:
-                # One write too large for the disk must not take the others with it.
+            if len(group) > 1 and primary_code(error) in ONE_MAY_CAUSE:
+                # One write too large for the disk, or that meets a damaged page, must not take
+                # the others with it.
                 for job in group:
                     self._commit_or_fail([job])
                 return
@@ -235,6 +236,7 @@ class Committer:
     def _prune(self, connection: Connection) -> None:
         if time.monotonic() - self._pruned_at < self._settings.prune_interval:
             return
-        self._pruned_at = time.monotonic()
         before = time.time() - self._settings.ledger_retention
-        ledger.prune(connection, before=before, limit=PRUNE_BATCH)
+        if ledger.prune(connection, before=before, limit=PRUNE_BATCH) < PRUNE_BATCH:
+            # Else there is more: with the next group, or the ledger would outgrow the pruning.
+            self._pruned_at = time.monotonic()

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections import deque
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from celery import signals
+from celery.utils.saferepr import saferepr
 from kombu import Connection, Consumer, Queue
 from kombu.message import Message
-from kombu.transport import virtual
 
 from . import observe
 from .detector import Term
-from .tasks import connection_for, primary_queue, store_outcome
+from .message import writes_in
+from .redis_queue import Popped, acknowledge, put_back, restore_unacknowledged
+from .tasks import connection_for, primary_queue
 from .wire import Committed, Outcome, Refused, Write
 
 if TYPE_CHECKING:
@@ -31,6 +33,22 @@ BUSY_POLL = 0.005  # while writes run: how soon their results and acknowledgemen
 BRPOP_END = 1.2
 HAND_BACK_TIMEOUT = 10.0
 RETRY_INTERVAL_LIMIT = 5.0
+
+
+@dataclass(eq=False)
+class _Taken:
+    """A message: how many of its writes have no outcome yet, and why one has none."""
+
+    message: Message
+    left: int
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True)
+class _Running:
+    taken: _Taken
+    write: Write
+    started: float
 
 
 class PrimaryConsumer:
@@ -51,9 +69,11 @@ class PrimaryConsumer:
         self._wake = threading.Event()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
-        self._running: dict[Future[Outcome], tuple[Message, Write, float]] = {}
+        self._running: dict[Future[Outcome], _Running] = {}
         self._done: deque[Future[Outcome]] = deque()
-        self._failures = 0
+        self._broker_failures = 0
+        self._commit_failures = 0
+        self._popped = Popped()
         self._events: Any = None
 
     def start(self) -> None:
@@ -86,7 +106,8 @@ class PrimaryConsumer:
             try:
                 self._consume_under(term)
             except Exception as error:  # noqa: BLE001 - the broker's errors are many; go on
-                pause = self._back_off()
+                self._broker_failures += 1
+                pause = _back_off(self._broker_failures)
                 observe.logger.warning(
                     "consuming %s failed (%r); trying again in %.1f s", self._queue.name, error,
                     pause,
@@ -97,18 +118,16 @@ class PrimaryConsumer:
                 self._done.clear()
                 self._moved(consuming=False)
 
-    def _back_off(self) -> float:
-        self._failures += 1
-        return float(min(0.1 * 2**self._failures, RETRY_INTERVAL_LIMIT))
-
     def _consume_under(self, term: Term) -> None:
         db = self._db
         timeout = db.settings.broker_timeout
         with connection_for(db.app, timeout=timeout, name=db.queue) as connection:
             connection.ensure_connection(max_retries=1, timeout=timeout)
             channel = connection.default_channel
-            _keep_strays(channel)
-            _restore_unacknowledged(channel)
+            restore_unacknowledged(channel)
+            if item := self._popped.take():
+                put_back(channel, self._queue.name, item)
+            self._popped.watch(channel)
             self._events = db.app.events.Dispatcher(
                 connection, hostname=self._hostname, enabled=db.sends_events(),
                 buffer_group=("task",), on_send_buffered=lambda: None,
@@ -119,8 +138,9 @@ class PrimaryConsumer:
             )
             consumer.consume()
             self._moved(consuming=True)
+            self._broker_failures = 0
             while term.held and not self._stopped.is_set():
-                self._drain_all(connection)
+                self._drain_all(connection, term)
                 self._finish()
             self._hand_back(connection, consumer)
 
@@ -129,32 +149,37 @@ class PrimaryConsumer:
             self.consuming = consuming
             observe.emit(observe.ConsumerMoved(self._db.name, self._queue.name, consuming))
 
-    def _drain_all(self, connection: Connection) -> None:
+    def _drain_all(self, connection: Connection, term: Term) -> None:
         """Take what is there before anything is finished: taking is what callers wait for."""
         until = time.monotonic() + TAKE_LIMIT
+        limit = self._db.settings.prefetch_limit
+        if len(self._running) >= limit:
+            term.lost.wait(BUSY_POLL)
+            return
         more = self._drain(connection, BUSY_POLL if self._running else IDLE_POLL)
-        while more and time.monotonic() < until:
+        while more and time.monotonic() < until and len(self._running) < limit:
             more = self._drain(connection, MORE_POLL)
 
     def _drain(self, connection: Connection, timeout: float) -> bool:
         """Take one message; returns whether there was one."""
         try:
             connection.drain_events(timeout=timeout)
-            self._failures = 0
         except TimeoutError:
             return False
-        except _Stray as stray:
-            self._set_aside(stray.content, str(stray))
-        except json.JSONDecodeError as error:
-            self._set_aside(error.doc, f"not JSON: {error}")
-        except UnicodeDecodeError as error:
-            self._set_aside(error.object, f"not text: {error}")
+        except connection.connection_errors:
+            raise
+        except Exception as error:
+            item = self._popped.take()
+            if item is None:
+                raise
+            self._set_aside(item, f"no message of kombu's: {error!r}")
         return True
 
     def _receive(self, message: Message) -> None:
+        self._popped.take()
         term = self._db.term
         try:
-            write = Write.from_message(message.headers or {}, message.payload)
+            writes = writes_in(message.headers or {}, message.payload)
         except Exception as error:  # noqa: BLE001 - decoding anything may raise anything
             self._set_aside(_describe(message), str(error))
             message.ack()
@@ -162,28 +187,46 @@ class PrimaryConsumer:
         if term is None:
             message.requeue()
             return
+        taken = _Taken(message, len(writes))
+        for write in writes:
+            self._begin(write)
+            future = self._db.committer.submit(write, term)
+            self._running[future] = _Running(taken, write, time.monotonic())
+            future.add_done_callback(self._done.append)
+
+    def _begin(self, write: Write) -> None:
         self._tell(write, "received", args=write.shown[0], kwargs=write.shown[1])
         self._tell(write, "started")
         task = self._db.app.tasks.get(write.method)
         signals.task_prerun.send(task, task_id=write.id, task=task, args=(), kwargs={})
-        future = self._db.committer.submit(write, term)
-        self._running[future] = (message, write, time.monotonic())
-        future.add_done_callback(self._done.append)
 
     def _finish(self) -> None:
         """Results, then events, then acknowledgements of the writes that are committed."""
-        answered: list[Message] = []
+        done: list[tuple[_Running, Outcome]] = []
+        ended: list[_Taken] = []
         while self._done:
             future = self._done.popleft()
-            message, write, started = self._running.pop(future)
-            error = future.exception()
-            if error is None:
-                self._failures = 0
-                self._answer(write, future.result(), time.monotonic() - started)
-                answered.append(message)
+            running = self._running.pop(future, None)
+            if running is None:
+                continue  # of an earlier connection: given back, and answered from the ledger
+            taken = running.taken
+            taken.left -= 1
+            if error := future.exception():
+                taken.error = error
             else:
-                self._give_back(message, error)
-        _acknowledge(answered)
+                done.append((running, future.result()))
+            if not taken.left:
+                ended.append(taken)
+        if done:
+            self._commit_failures = 0
+        self._db.stored.keep([(running.write, outcome) for running, outcome in done])
+        for running, outcome in done:
+            try:
+                self._answer(running.write, outcome, time.monotonic() - running.started)
+            except Exception:  # noqa: BLE001 - a receiver's error: the write is committed
+                observe.logger.exception("telling of %s failed", running.write.id)
+        acknowledge([taken.message for taken in ended if taken.error is None])
+        self._give_back([taken for taken in ended if taken.error is not None])
         self._follow_events()
 
     def _follow_events(self) -> None:
@@ -197,38 +240,49 @@ class PrimaryConsumer:
         if self._events.enabled:
             self._events.flush()
 
-    def _give_back(self, message: Message, error: BaseException) -> None:
+    def _give_back(self, failed: list[_Taken]) -> None:
+        """Put back what holds a write without outcome; of the others, the ledger answers."""
+        if not failed:
+            return
         term = self._db.term
-        here = term is not None and term.held and not self._stopped.is_set()
-        if term is not None and here and not self._done:
+        if term is not None and term.held and not self._stopped.is_set():
             # Still primary, and the commit failed (disk full, locked): the queue must not spin.
-            # A wait for each group, not for each of its writes.
-            observe.logger.warning("a group of writes goes back to its queue: %s", error)
-            term.lost.wait(self._back_off())
-        message.requeue()
+            observe.logger.warning(
+                "%d messages of writes go back to their queue: %s", len(failed), failed[-1].error
+            )
+            self._commit_failures += 1
+            term.lost.wait(_back_off(self._commit_failures))
+        for taken in failed:
+            taken.message.requeue()
 
     def _answer(self, write: Write, outcome: Outcome, runtime: float) -> None:
         db = self._db
-        store_outcome(db.app, db.wire, write, outcome)
         task = db.app.tasks.get(write.method)
         if isinstance(outcome, Refused):
             error = outcome.exception
-            self._tell(write, "failed", exception=repr(error), traceback="")
+            self._tell(write, "failed", exception=saferepr(error), traceback="")
             signals.task_failure.send(
                 task, task_id=write.id, exception=error, args=(), kwargs={},
                 traceback=error.__traceback__, einfo=None,
             )
         else:
             value = outcome.value if isinstance(outcome, Committed) else "expired"
-            self._tell(write, "succeeded", result=db.shown_result(write, value), runtime=runtime)
+            if self._tells:
+                self._tell(
+                    write, "succeeded", result=db.shown_result(write, value), runtime=runtime
+                )
             signals.task_success.send(task, result=value)
         signals.task_postrun.send(
             task, task_id=write.id, task=task, args=(), kwargs={}, retval=None,
             state="FAILURE" if isinstance(outcome, Refused) else "SUCCESS",
         )
 
+    @property
+    def _tells(self) -> bool:
+        return self._events is not None and self._events.enabled
+
     def _tell(self, write: Write, what: str, **fields: Any) -> None:
-        if self._events is not None and self._events.enabled:
+        if self._tells:
             self._events.send(f"task-{what}", uuid=write.id, name=write.method, **fields)
 
     def _hand_back(self, connection: Connection, consumer: Consumer) -> None:
@@ -253,70 +307,9 @@ class PrimaryConsumer:
             observe.logger.exception("could not set a message aside (%s): %r", reason, content)
 
 
-class _Stray(Exception):
-    """What was popped from the queue is no message of kombu's; ``content`` is what it is."""
-
-    def __init__(self, content: Any, error: Exception) -> None:
-        super().__init__(f"no message of kombu's: {error!r}")
-        self.content = content
-
-
-def _keep_strays(channel: Any) -> None:
-    """
-    Make kombu's virtual transports hand over JSON that is no message.
-
-    They pop it, fail to build their Message, and it is gone (kombu 5.6.2, 5.7.0). AMQP's broker
-    lets no such thing in.
-    """
-    base: Any = getattr(channel, "Message", None)
-    if base is None or not hasattr(channel, "active_queues"):
-        return
-
-    class StrictMessage(base):
-        def __init__(self, payload: Any, channel: Any = None, **options: Any) -> None:
-            try:
-                super().__init__(payload, channel=channel, **options)
-            except Exception as error:
-                raise _Stray(payload, error) from error
-
-    channel.Message = StrictMessage
+def _back_off(failures: int) -> float:
+    return min(0.1 * 2.0 ** min(failures, 10), RETRY_INTERVAL_LIMIT)
 
 
 def _describe(message: Message) -> dict[str, Any]:
     return {"headers": message.headers, "body": message.body}
-
-
-def _acknowledge(messages: list[Message]) -> None:
-    """Acknowledge all at once where the broker is Redis: one round trip instead of one each."""
-    if not messages:
-        return
-    channel = messages[0].channel
-    if not hasattr(channel.qos, "restore_by_tag"):
-        for message in messages:
-            message.ack()
-        return
-    tags = [message.delivery_tag for message in messages]
-    with channel.conn_or_acquire() as client, client.pipeline() as pipe:
-        # What kombu's QoS.ack() of Redis does (5.6.2, 5.7.0), for many tags.
-        pipe.zrem(channel.qos.unacked_index_key, *tags)
-        pipe.hdel(channel.qos.unacked_key, *tags)
-        pipe.execute()
-    for tag in tags:
-        virtual.QoS.ack(channel.qos, tag)
-
-
-def _restore_unacknowledged(channel: Any) -> None:
-    """
-    Give back what an earlier primary took and did not acknowledge (Redis; AMQP does it itself).
-
-    kombu would do so after the visibility timeout, an hour. What is still being worked on
-    comes twice; the ledger answers it.
-    """
-    qos = channel.qos
-    if not hasattr(qos, "restore_by_tag"):
-        return
-    with channel.conn_or_acquire() as client:
-        for tag in client.hkeys(qos.unacked_key):
-            qos.restore_by_tag(tag, client)
-    # The periodic sweep is not needed then, and would cost an idle node commands.
-    qos.restore_visible = lambda *_args, **_options: None

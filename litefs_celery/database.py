@@ -7,10 +7,12 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from celery import Celery, Task
+from celery.utils.saferepr import saferepr
 from sqlalchemy import MetaData
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
@@ -34,10 +36,13 @@ from .errors import (
 from .forward import Forwarder, Unsent
 from .instances import InstanceCodec
 from .litefs import LiteFSNode, Position
-from .methods import Method, Write_
+from .message import HEADER, writes_in
+from .methods import SHOWN_LIMIT, Method, Write_
 from .parts import Parts
 from .roles import Kind, Role
+from .savepoint import refuse_inside_write
 from .standalone import stands_alone
+from .stored import Stored
 from .wire import Outcome, Wire, Write, unwrap
 
 CREATE_INTERVAL = 0.1
@@ -108,6 +113,8 @@ class LiteFSCelery:
     @property
     def standalone(self) -> bool:
         """Whether there is no LiteFS; found out once, and kept for the life of the process."""
+        if self._standalone is not None:
+            return self._standalone  # without the lock, which a fork might find taken
         with self._lock:
             if self._standalone is None:
                 self._standalone = stands_alone(self.path, self.settings, self.litefs())
@@ -122,6 +129,11 @@ class LiteFSCelery:
     def committer(self) -> Committer:
         """This process's writer thread."""
         return self.parts.committer
+
+    @property
+    def stored(self) -> Stored:
+        """Outcomes in the result backend."""
+        return self.parts.stored
 
     @property
     def forwarder(self) -> Forwarder:
@@ -188,9 +200,12 @@ class LiteFSCelery:
         self, method: str, arguments: str, *, timeout: float, write_id: str, shown: tuple[str, str]
     ) -> Write:
         """A write of this node that may begin until ``timeout`` seconds from now."""
-        if not 0 < timeout <= TIMEOUT_LIMIT:
+        limit = min(TIMEOUT_LIMIT, self.settings.ledger_retention)
+        if not 0 < timeout < limit:
             raise ArgumentError(
-                f"timeout={timeout!r}: give seconds, more than 0, at most {TIMEOUT_LIMIT}"
+                f"timeout={timeout!r}: give seconds, more than 0 and less than {limit:g} "
+                "(litefs_ledger_retention: a write that comes again after its outcome was pruned "
+                "would take effect twice)"
             )
         return Write.new(
             method, arguments, origin=self.settings.node, deadline=time.time() + timeout,
@@ -217,20 +232,29 @@ class LiteFSCelery:
 
         Raises `BrokerUnavailable` when the broker does not take it.
         """
+        refuse_inside_write(".delay() or .apply_async()")
         here = self.parts.run_here(write)
-        # Waited for here: a process that ends right after would take the write with it.
-        if here is None or here.exception() is not None:
-            self._publish(write)
+        if here is not None:
+            # Waited for: a process that ends right after would take the write with it.
+            with suppress(FutureTimeoutError):
+                if here.exception(self.settings.write_timeout) is None:
+                    return
+        self._publish(write, began_here=here is not None)
 
-    def _publish(self, write: Write) -> None:
+    def _publish(self, write: Write, *, began_here: bool) -> None:
         try:
-            self.parts.publish(write)
+            self.parts.publish([write])
         except Unsent as error:
-            known = "it may have it all the same" if error.maybe_sent else "nothing was sent"
+            maybe = error.maybe_sent or began_here
+            known = "nothing was sent"
+            if error.maybe_sent:
+                known = "it may have it all the same"
+            elif began_here:
+                known = "a commit on this node could not be confirmed either, and may yet count"
             raise BrokerUnavailable(
                 f"{write.method} [{write.id}]: the broker did not take it ({error}); {known}. "
                 "Submit it again with the same write_id: it takes effect once",
-                write.id, write.method, may_have_been_sent=error.maybe_sent,
+                write.id, write.method, may_have_been_sent=maybe,
             ) from error
 
     def outcome(self, write_id: str) -> Outcome | None:
@@ -244,10 +268,11 @@ class LiteFSCelery:
         entry = self.parts.visibility.look_settled(write_id)
         if entry is not None:
             return self.wire.load_outcome(entry.outcome, entry.epoch)
-        return tasks.stored_outcome(self.app, self.wire, write_id)
+        return self.parts.stored.find([write_id]).get(write_id)
 
     def await_outcome(self, write_id: str, timeout: float) -> Any:
         """The value of a write once this node can read it; raises its exception, or times out."""
+        refuse_inside_write("await_outcome() or get()")
         if self.parts.holds_local_session():
             raise OpenReadTransaction(
                 "close the local Session of this thread before waiting: it holds up replication"
@@ -266,7 +291,8 @@ class LiteFSCelery:
     def shown_result(self, write: Write, value: object) -> str:
         """What Flower shows of a result."""
         method = self._methods.get(write.method)
-        return repr(value)[:1024] if method and method[1].show_arguments else "(hidden)"
+        shown = method is not None and method[1].show_arguments
+        return saferepr(value, SHOWN_LIMIT) if shown else "(hidden)"
 
     def role(self) -> Role:
         """This node's role now: from the detector where one runs, else from a fresh look."""
@@ -351,13 +377,10 @@ class LiteFSCelery:
         if parts is not None and parts.pid == os.getpid():
             parts.close()
 
-    def _republish(self, task: Task, arguments: str) -> None:
-        headers = {
-            "id": task.request.id, "task": task.name,
-            "litefs": getattr(task.request, "litefs", None),
-            "argsrepr": task.request.argsrepr, "kwargsrepr": task.request.kwargsrepr,
-        }
-        self.parts.publish(Write.from_message(headers, [[arguments]]))
+    def _republish(self, task: Task, arguments: tuple[str, ...]) -> None:
+        request = task.request
+        headers = {"id": request.id, "task": task.name, HEADER: getattr(request, HEADER, None)}
+        self.parts.publish(writes_in(headers, [arguments]))
 
     def _read(self, name: str, text: str) -> str:
         repository, method = self._methods[name]

@@ -12,60 +12,30 @@ from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import ExceptionContext, make_url
-from sqlalchemy.pool import NullPool, QueuePool, StaticPool
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool, QueuePool
 
-from .errors import ConfigurationError, DatabaseMissing, MethodMisuse
+from .errors import ConfigurationError, DatabaseMissing, MountUnavailable
+from .guard import Guard
 
 # SQLite's primary result codes after which a connection is not to be used again: LiteFS went
 # away or changed its role under it (litefs 0.5.14: a connection opened on a replica stays
 # read-only after a promotion).
 READONLY, IOERR, FULL, CANTOPEN = 8, 10, 13, 14
-BUSY, LOCKED, CORRUPT, NOTADB, PROTOCOL, NOMEM = 5, 6, 11, 26, 15, 7
+BUSY, CORRUPT, NOTADB, PROTOCOL, NOMEM = 5, 11, 26, 15, 7
 # PROTOCOL among them: a WAL opened while LiteFS was starting keeps a stale index, and says so at
 # every statement, after ten seconds of trying.
 LOST = frozenset({READONLY, IOERR, CANTOPEN, CORRUPT, NOTADB, PROTOCOL})
-INFRASTRUCTURE = LOST | {FULL, BUSY, LOCKED, NOMEM}
+# Not LOCKED among them: on a connection of its own it is the method's doing, as is a damaged
+# virtual table (SQLITE_CORRUPT_VTAB).
+INFRASTRUCTURE = LOST | {FULL, BUSY, NOMEM}
+ONE_MAY_CAUSE = frozenset({FULL, CORRUPT, NOMEM})
+CORRUPT_VTAB = 267
 
 OnConnect = Callable[[sqlite3.Connection], None]
 
 
-class Guard:
-    """
-    Keeps a write method from ending the group's transaction.
-
-    SQLite asks it whenever a statement is compiled; while ``closed`` it denies COMMIT, ROLLBACK,
-    ATTACH and a change of the journal mode in whatever form, and remembers what was denied.
-    """
-
-    def __init__(self) -> None:
-        self.closed = False
-        self.denied = ""
-        self.rolled_back = False
-
-    def __call__(
-        self, action: int, first: str | None, second: str | None, *_: str | None
-    ) -> int:
-        """SQLite's authorizer callback."""
-        if not self.closed:
-            return sqlite3.SQLITE_OK
-        if action == sqlite3.SQLITE_SAVEPOINT and second == SAVEPOINT:
-            self.denied = f"{first} {SAVEPOINT}"
-        elif action in _FORBIDDEN:
-            self.denied = f"{_FORBIDDEN[action]} {first or ''}".strip()
-        elif action == sqlite3.SQLITE_PRAGMA and first == "journal_mode":
-            self.denied = "PRAGMA journal_mode"
-        else:
-            return sqlite3.SQLITE_OK
-        return sqlite3.SQLITE_DENY
-
-
-SAVEPOINT = "litefs_celery_write"
 _NOT_REPLICATED = ("memory", "off")
-_FORBIDDEN = {
-    sqlite3.SQLITE_TRANSACTION: "transaction control",
-    sqlite3.SQLITE_ATTACH: "ATTACH",
-    sqlite3.SQLITE_DETACH: "DETACH",
-}
 
 
 class Engines:
@@ -75,17 +45,24 @@ class Engines:
     ``reader`` is autocommit: no read transaction outlives its statement. ``local`` begins a
     transaction as SQLAlchemy's Sessions expect. ``writer`` begins IMMEDIATE, under `Guard`;
     ``setup`` begins IMMEDIATE on a connection that is opened for it and closed after.
+    ``relies_on_litefs`` says that LiteFS itself makes commits durable.
     Only ``may_create`` (standalone, or the primary's own set-up) creates a missing file: a file
     made on a replica, or in an empty mount point, would be a phantom whose writes are lost.
     """
 
     def __init__(
-        self, path: Path, *, lock_timeout: float, on_connect: OnConnect | None = None
+        self,
+        path: Path,
+        *,
+        lock_timeout: float,
+        relies_on_litefs: bool = False,
+        on_connect: OnConnect | None = None,
     ) -> None:
         self.path = path
         self.guard = Guard()
         self.may_create = False
         self._lock_timeout = lock_timeout
+        self._relies_on_litefs = relies_on_litefs
         self._on_connect = on_connect
         self._holders: dict[int, int] = {}
         self._holders_lock = threading.Lock()
@@ -136,17 +113,24 @@ class Engines:
             )
         except sqlite3.OperationalError as error:
             raise self._explained(error) from error
+        mode = _journal_mode(connection)
+        if mode == "wal" and self._relies_on_litefs:
+            # LiteFS syncs the WAL itself before it replicates a commit (0.5.14, CommitWAL): a sync
+            # by SQLite before that costs a fifth of the commit, and makes it four times as likely
+            # that a killed writer leaves the index behind (see wal_index).
+            connection.execute("PRAGMA synchronous = normal")
         if self._on_connect is not None:
             self._on_connect(connection)
-        self._check_journal(connection)
+            self._check_journal(connection, _journal_mode(connection))
         return connection
 
-    def _check_journal(self, connection: sqlite3.Connection) -> None:
-        try:
-            (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
-        except sqlite3.Error:
-            return  # a dead mount, or no database at all: the statement to come says so better
-        if mode.lower() in _NOT_REPLICATED:
+    def uses_wal(self) -> bool:
+        """Whether the database is in WAL mode; False also where it cannot be asked."""
+        with contextlib.closing(self._connect()) as connection:
+            return _journal_mode(connection) == "wal"
+
+    def _check_journal(self, connection: sqlite3.Connection, mode: str) -> None:
+        if mode in _NOT_REPLICATED:
             connection.close()
             raise ConfigurationError(
                 f"{self.path} is used with journal_mode={mode}: LiteFS does not see such commits, "
@@ -162,8 +146,11 @@ class Engines:
                 f"{self.path} does not exist: create it on the primary with db.create_all(), "
                 "or check the database URL and that LiteFS is mounted"
             )
-        except OSError:
-            pass
+        except OSError as failure:
+            return MountUnavailable(
+                f"{self.path} cannot be opened ({failure}): the LiteFS mount is dead or "
+                "unreadable; restart LiteFS on this node"
+            )
         return error
 
     def _guarded(self, connection: Any, _record: object) -> None:
@@ -188,36 +175,19 @@ class Engines:
                 self._holders.pop(ident, None)
 
 
-def engine_over(raw: sqlite3.Connection, guard: Guard) -> Engine:
-    """
-    An engine over the group's connection, for the Session of a write method.
-
-    What SQLAlchemy does at its own commit, rollback or close does not reach the group's
-    transaction: a commit is refused while the guard is closed, a rollback noted.
-    """
-
-    def refuse(_connection: object) -> None:
-        if guard.closed:
-            guard.denied = "commit() of the connection"
-            raise MethodMisuse(guard.denied)
-
-    def note(_connection: object) -> None:
-        # Not refused here: SQLAlchemy rolls back by itself when a flush fails.
-        guard.rolled_back = guard.closed
-
-    engine = create_engine(
-        "sqlite://", creator=lambda: raw, poolclass=StaticPool, pool_reset_on_return=None
-    )
-    engine.dialect.do_commit = refuse  # type: ignore[method-assign,assignment]
-    engine.dialect.do_rollback = note  # type: ignore[method-assign,assignment]
-    # SQLAlchemy's first connect looks at the database and rolls back: now, not under the guard.
-    engine.connect().close()
-    return engine
+def _journal_mode(connection: sqlite3.Connection) -> str:
+    try:
+        return str(connection.execute("PRAGMA journal_mode").fetchone()[0]).lower()
+    except sqlite3.Error:
+        return ""  # a dead mount, or no database at all: the statement to come says so better
 
 
 def database_path(url: str) -> Path:
     """The file behind a SQLAlchemy SQLite URL; raises `ConfigurationError` with the remedy."""
-    parsed = make_url(url)
+    try:
+        parsed = make_url(url)
+    except SQLAlchemyError as error:
+        raise ConfigurationError(f"{url!r} is no URL: use sqlite:////litefs/app.db") from error
     if parsed.get_backend_name() != "sqlite":
         raise ConfigurationError(f"{url!r} is no SQLite URL: use sqlite:////litefs/app.db")
     if not parsed.database or parsed.database == ":memory:" or parsed.query:
@@ -228,9 +198,10 @@ def database_path(url: str) -> Path:
 
 
 def primary_code(error: BaseException | None) -> int:
-    """SQLite's primary result code behind a SQLAlchemy or sqlite3 error; 0 where none is."""
+    """SQLite's primary result code behind an error; 0 where none is, or it is a virtual table's."""
     orig = getattr(error, "orig", None) or error
-    return int(getattr(orig, "sqlite_errorcode", 0) or 0) & 0xFF
+    code = int(getattr(orig, "sqlite_errorcode", 0) or 0)
+    return 0 if code == CORRUPT_VTAB else code & 0xFF
 
 
 def _begin(connection: Connection) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from .errors import (
     WriteTimeout,
 )
 from .ledger import Entry
+from .message import bundles
 from .visibility import Visibility
 from .wire import Committed, Expired, Outcome, Refused, Wire, Write, conflict, unwrap
 
@@ -49,11 +51,11 @@ class Ways(Protocol):
     def run_here(self, write: Write) -> Future[Outcome] | None:
         """Hand the write to this node's committer; None unless this node is primary."""
 
-    def publish(self, write: Write) -> None:
-        """Send the write to the queue of the primary; raises `Unsent`."""
+    def publish(self, writes: Sequence[Write]) -> None:
+        """Send the writes to the queue of the primary, in one message; raises `Unsent`."""
 
-    def stored(self, write: Write) -> Outcome | None:
-        """What the task's result backend says of it; None where nothing is known."""
+    def find_stored(self, writes: Sequence[Write]) -> dict[str, Outcome]:
+        """What the result backend knows of these, by id; waits for it a short time at most."""
 
     def check_ready(self) -> None:
         """Raise unless the outcome of a write can become readable here."""
@@ -82,8 +84,8 @@ class Forwarder:
     Sends the writes of one process and keeps each until its outcome is known.
 
     One thread sends, sends again and gives up at deadlines, for synchronous and asyncio callers
-    alike. That callers do not send themselves also makes many of them faster: they would queue
-    for the interpreter's lock at each of the broker's round trips.
+    alike. What callers handed over while it sent goes into one message: there is no delay when
+    idle, and many callers cost the broker and the primary hardly more than one.
     """
 
     def __init__(
@@ -152,7 +154,7 @@ class Forwarder:
             thread.join()
 
     def _run(self) -> None:
-        if self._thread is None and not self._stopped:
+        if (self._thread is None or not self._thread.is_alive()) and not self._stopped:
             name = f"litefs-{self._database}-forward"
             self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
             self._thread.start()
@@ -169,58 +171,91 @@ class Forwarder:
                     next_look = now + TICK
                     due = [p for p in self._pending.values() if _due(p) <= now]
                     ready += [p for p in due if p not in ready]
-            for pending in ready:
-                try:
-                    self._tend(pending)
-                except Exception as error:  # noqa: BLE001 - the others must go on
-                    self._fail(pending, error)
+            self._tend(ready)
         for pending in list(self._pending.values()):
             self._fail(pending, self._timeout(pending.write, "this process stops"))
 
-    def _tend(self, pending: _Pending) -> None:
-        now = time.monotonic()
-        if pending.future.done():
-            self._drop(pending)
-        elif now >= pending.deadline:
-            self._give_up(pending)
-        elif now >= pending.next_send:
-            self._send(pending)
+    def _tend(self, ready: list[_Pending]) -> None:
+        """Do what is due for each, and send all that must travel together."""
+        travelling: list[_Pending] = []
+        late: list[_Pending] = []
+        for pending in ready:
+            now = time.monotonic()
+            try:
+                if pending.future.done():
+                    self._drop(pending)
+                elif now >= pending.deadline:
+                    late.append(pending)
+                elif now >= pending.next_send and self._must_travel(pending):
+                    travelling.append(pending)
+            except Exception as error:  # noqa: BLE001 - the others must go on
+                self._fail(pending, error)
+        self._publish_all(travelling)
+        self._give_up(late)
 
-    def _send(self, pending: _Pending) -> None:
+    def _publish_all(self, travelling: list[_Pending]) -> None:
+        # Two callers can wait for one write, under the id that both gave it.
+        by_id: dict[str, list[_Pending]] = {}
+        for pending in travelling:
+            by_id.setdefault(pending.write.id, []).append(pending)
+        settings = self._settings
+        for part in bundles(
+            [waiting[0].write for waiting in by_id.values()],
+            max_writes=settings.group_limit, max_bytes=settings.max_payload_bytes,
+        ):
+            self._publish(part, [pending for write in part for pending in by_id[write.id]])
+
+    def _must_travel(self, pending: _Pending) -> bool:
+        """Run the write here where this node is primary; True where it is to be published."""
         write = pending.write
-        if time.monotonic() < self._broker_away_until:
+        here = self._ways.run_here(write)
+        if here is None and time.monotonic() < self._broker_away_until:
             # Another's attempt failed just now: trying each in turn would make all of them late.
             pending.refusals += 1
             pending.problem = self._broker_problem
             pending.next_send = self._broker_away_until
-            return
+            return False
         pending.attempts += 1
-        here = self._ways.run_here(write)
         if pending.attempts == 1:
             local = here is not None
             observe.emit(observe.ForwardStarted(self._database, write.id, write.method, local))
         else:
             observe.emit(observe.Resent(self._database, write.id, write.method, pending.attempts))
-        if here is not None:
-            pending.maybe_sent = True
-            pending.next_send = pending.deadline
-            here.add_done_callback(functools.partial(self._ran_here, pending))
-            return
-        self._watch(pending)
+        if here is None:
+            self._watch(pending)
+            return True
+        pending.maybe_sent = True
+        pending.next_send = pending.deadline
+        here.add_done_callback(functools.partial(self._ran_here, pending))
+        return False
+
+    def _publish(self, writes: list[Write], travelling: list[_Pending]) -> None:
         try:
-            self._ways.publish(write)
+            self._ways.publish(writes)
         except Unsent as error:
-            pause = min(RETRY_INTERVAL * 2**pending.refusals, RETRY_INTERVAL_LIMIT)
-            pending.maybe_sent |= error.maybe_sent
-            pending.refusals += 1
-            pending.problem = self._broker_problem = str(error)
-            pending.next_send = self._broker_away_until = time.monotonic() + pause
-        except WriteError as error:
-            self._fail(pending, error)
+            for pending in travelling:
+                pending.maybe_sent |= error.maybe_sent
+                self._try_later(pending, str(error))
+        except Exception as error:  # noqa: BLE001 - the loop must go on, and each caller be told
+            for pending in travelling:
+                if pending.maybe_sent:
+                    self._try_later(pending, repr(error))
+                else:
+                    self._fail(pending, error)
         else:
-            pending.sent = pending.maybe_sent = True
-            pending.refusals = 0
-            pending.next_send = time.monotonic() + self._settings.resend_interval
+            next_send = time.monotonic() + self._settings.resend_interval
+            for pending in travelling:
+                pending.sent = pending.maybe_sent = True
+                pending.refusals = 0
+                pending.next_send = next_send
+        # Not before: the watcher would compete with the sending for the interpreter's lock.
+        self._visibility.wake()
+
+    def _try_later(self, pending: _Pending, problem: str) -> None:
+        pause = min(RETRY_INTERVAL * 2.0 ** min(pending.refusals, 10), RETRY_INTERVAL_LIMIT)
+        pending.refusals += 1
+        pending.problem = self._broker_problem = problem
+        pending.next_send = self._broker_away_until = time.monotonic() + pause
 
     def _watch(self, pending: _Pending) -> None:
         # Only what is sent: a commit made here is read here before it is confirmed.
@@ -281,17 +316,25 @@ class Forwarder:
         if pending.row is not None:
             self._visibility.forget(pending.write.id, pending.row)
 
-    def _give_up(self, pending: _Pending) -> None:
-        """The deadline: one last look at the ledger and at the stored result, then an error."""
+    def _give_up(self, late: list[_Pending]) -> None:
+        """The deadline: one last look at the ledger and at the stored results, then an error."""
+        asked = []
+        for pending in late:
+            try:
+                entry = self._visibility.look_settled(pending.write.id)
+            except Exception as error:  # noqa: BLE001 - part of what is told below
+                entry, pending.problem = None, f"{pending.problem} {error}".strip()
+            if entry is not None:
+                self._resolve_entry(pending, entry)
+            else:
+                asked.append(pending)
+        # All at once: a silent result backend makes the others wait for it once.
+        found = self._ways.find_stored([p.write for p in asked if p.maybe_sent])
+        for pending in asked:
+            self._tell_what_is_known(pending, found.get(pending.write.id))
+
+    def _tell_what_is_known(self, pending: _Pending, stored: Outcome | None) -> None:
         write = pending.write
-        try:
-            entry = self._visibility.look_settled(write.id)
-        except Exception as error:  # noqa: BLE001 - part of what is told below
-            entry, pending.problem = None, f"{pending.problem} {error}".strip()
-        if entry is not None:
-            self._resolve_entry(pending, entry)
-            return
-        stored = self._ways.stored(write) if pending.maybe_sent else None
         if isinstance(stored, Committed):
             self._fail(pending, self._not_yet_visible(write, stored))
         elif isinstance(stored, Refused | Expired):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, bindparam, text
+from sqlalchemy import Connection, text
 
 from .wire import Write
 
@@ -28,23 +29,30 @@ _SCHEMA = (
         litefs_id TEXT NOT NULL,
         started_at REAL NOT NULL)""",
 )
-# SQLite compiles a statement with up to 32,766 parameters; a few hundred keep it small.
-_FIND_LIMIT = 400
-_FIND = text(
-    f"SELECT write_id, method, fingerprint, outcome, epoch, committed_at FROM {LEDGER} "
-    "WHERE write_id IN :ids"
-).bindparams(bindparam("ids", expanding=True))
-_RECORD = text(
+# One statement however many ids there are, given as a JSON array: compiled once, and no part of
+# it is built at each look. CROSS JOIN keeps SQLite from reading the ledger from end to end.
+_FIND = (
+    "SELECT write_id, method, fingerprint, outcome, epoch, committed_at "
+    f"FROM json_each(?) CROSS JOIN {LEDGER} ON write_id = value"
+)
+# The term of each row in the same snapshot: another look could see another one.
+_SIGHT = (
+    "SELECT write_id, method, fingerprint, outcome, l.epoch, committed_at, node, litefs_id, "
+    f"(SELECT max(epoch) FROM {TERMS}) "
+    f"FROM json_each(?) CROSS JOIN {LEDGER} l ON write_id = value "
+    f"LEFT JOIN {TERMS} t ON t.epoch = l.epoch"
+)
+_RECORD = (
     f"INSERT INTO {LEDGER} (write_id, method, fingerprint, outcome, epoch, committed_at) "
-    "VALUES (:write_id, :method, :fingerprint, :outcome, :epoch, :committed_at)"
+    "VALUES (?, ?, ?, ?, ?, ?)"
 )
 _NEWEST_TERM = text(
     f"SELECT epoch, node, litefs_id, started_at FROM {TERMS} ORDER BY epoch DESC LIMIT 1"
 )
-_TERM = text(f"SELECT epoch, node, litefs_id, started_at FROM {TERMS} WHERE epoch = :epoch")
 _BEGIN_TERM = text(
     f"INSERT INTO {TERMS} (node, litefs_id, started_at) VALUES (:node, :litefs_id, :started_at)"
 )
+_CONTINUE_TERM = text(f"UPDATE {TERMS} SET started_at = started_at WHERE epoch = :epoch")
 # Looks at the oldest :limit rows only: without that, a ledger with nothing to prune would be
 # read from end to end under the write lock.
 _PRUNE = text(
@@ -67,6 +75,20 @@ class Entry:
     def matches(self, write: Write) -> bool:
         """Whether this row is about ``write``, not another one under the same id."""
         return (self.method, self.fingerprint) == (write.method, write.fingerprint)
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """
+    A row as one node sees it: by which node and start of LiteFS its term was begun.
+
+    ``node`` and ``litefs_id`` are None where this node does not know the term.
+    """
+
+    entry: Entry
+    node: str | None
+    litefs_id: str | None
+    newest_epoch: int | None
 
 
 @dataclass(frozen=True)
@@ -94,18 +116,21 @@ def exists(connection: Connection) -> bool:
 
 def find(connection: Connection, ids: Sequence[str]) -> dict[str, Entry]:
     """The rows of those ``ids`` that have one, by id."""
-    found: dict[str, Entry] = {}
-    for start in range(0, len(ids), _FIND_LIMIT):
-        rows = connection.execute(_FIND, {"ids": list(ids[start : start + _FIND_LIMIT])})
-        found.update((row[0], Entry(*row)) for row in rows)
-    return found
+    rows = connection.exec_driver_sql(_FIND, (json.dumps(ids),))
+    return {row[0]: Entry(*row) for row in rows}
+
+
+def sight(connection: Connection, ids: Sequence[str]) -> list[Sighting]:
+    """The rows of those ``ids`` that have one, with the term that made each, in one look."""
+    rows = connection.exec_driver_sql(_SIGHT, (json.dumps(ids),))
+    return [Sighting(Entry(*row[:6]), *row[6:]) for row in rows]
 
 
 def record(connection: Connection, entries: Iterable[Entry]) -> None:
     """Insert one row for each entry."""
-    rows = [vars(entry) for entry in entries]
+    rows = [tuple(vars(entry).values()) for entry in entries]
     if rows:
-        connection.execute(_RECORD, rows)
+        connection.exec_driver_sql(_RECORD, rows)
 
 
 def newest_term(connection: Connection) -> TermRow | None:
@@ -114,22 +139,18 @@ def newest_term(connection: Connection) -> TermRow | None:
     return None if row is None else TermRow(*row)
 
 
-def term(connection: Connection, epoch: int) -> TermRow | None:
-    """The term of that epoch; None where it is not known here."""
-    row = connection.execute(_TERM, {"epoch": epoch}).one_or_none()
-    return None if row is None else TermRow(*row)
-
-
 def begin_term(connection: Connection, node: str, litefs_id: str) -> TermRow:
     """
     Write this node's row into the tracking table, inside the caller's write transaction.
 
     The commit is the arbiter: only the true primary can make it. A term that this start of
-    LiteFS has begun already, with nobody after it, goes on under its epoch.
+    LiteFS has begun already, with nobody after it, goes on under its epoch; its row is written
+    again all the same.
     """
     create(connection)
     newest = newest_term(connection)
     if newest is not None and (newest.node, newest.litefs_id) == (node, litefs_id):
+        connection.execute(_CONTINUE_TERM, {"epoch": newest.epoch})
         return newest
     parameters = {"node": node, "litefs_id": litefs_id, "started_at": time.time()}
     epoch = connection.execute(_BEGIN_TERM, parameters).lastrowid

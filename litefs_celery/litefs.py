@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from typing import Any
-
-import requests
+from urllib.parse import urlsplit
 
 from .errors import LiteFSUnreachable, MountUnavailable
 
@@ -39,10 +41,15 @@ class NodeInfo:
 
 @dataclass(frozen=True)
 class Event:
-    """One line of ``/events``: ``init`` and ``primaryChange`` say who is primary, ``tx`` what."""
+    """
+    One line of ``/events``: ``init`` and ``primaryChange`` say who is primary, ``tx`` what.
+
+    ``txid`` is 0 on all but ``tx``.
+    """
 
     type: str
     database: str
+    txid: int
     is_primary: bool | None
     primary: str
     litefs_id: str
@@ -53,14 +60,16 @@ class LiteFSNode:
     One node's LiteFS, read through its mount and its API.
 
     Nothing is remembered between calls except the HTTP connection: every answer is a fresh one.
-    One instance must not be shared by threads (``requests.Session`` is not safe for that).
+    One instance must not be shared by threads, because its connection is one.
     """
 
     def __init__(self, mount: Path, api_url: str, *, http_timeout: float = 1.0) -> None:
         self.mount = mount
         self.api_url = api_url.rstrip("/")
         self.http_timeout = http_timeout
-        self._session: requests.Session | None = None
+        parts = urlsplit(self.api_url)
+        self._secure, self._address, self._base = parts.scheme == "https", parts.netloc, parts.path
+        self._connection: HTTPConnection | None = None
 
     def primary_file(self) -> str | None:
         """
@@ -99,9 +108,9 @@ class LiteFSNode:
 
     def info(self) -> NodeInfo:
         """Ask ``/info``; raises `LiteFSUnreachable`, which names the setting."""
-        response = self._http("GET", "/info")
         try:
-            body: dict[str, Any] = response.json()
+            response = self._get_info()
+            body: dict[str, Any] = json.loads(response.read())
             primary = body.get("primary") or {}
             return NodeInfo(
                 is_primary=bool(body["isPrimary"]),
@@ -109,7 +118,11 @@ class LiteFSNode:
                 primary=str(primary.get("hostname", "")),
                 litefs_id=response.headers.get("Litefs-Id", ""),
             )
+        except (OSError, HTTPException) as error:
+            self.close()
+            raise self._unreachable("GET", "/info", error) from error
         except (ValueError, KeyError, AttributeError) as error:
+            self.close()
             raise LiteFSUnreachable(
                 f"{self.api_url}/info answered, but not as LiteFS does ({error!r}): "
                 "check litefs_api_url"
@@ -117,7 +130,19 @@ class LiteFSNode:
 
     def promote(self) -> None:
         """Ask LiteFS to make this node primary; accepted is not done: poll `info`."""
-        self._http("POST", "/promote")
+        # Here only: it costs 6 MB and a millisecond a request, which a worker need not spend
+        # on the one question that it asks after every commit.
+        import requests  # noqa: PLC0415
+
+        try:
+            with requests.Session() as session:
+                # A proxy of the environment must never answer for this machine's own LiteFS.
+                session.trust_env = False
+                session.post(
+                    f"{self.api_url}/promote", timeout=self.http_timeout, allow_redirects=False
+                ).raise_for_status()
+        except requests.RequestException as error:
+            raise self._unreachable("POST", "/promote", error) from error
 
     def events(self) -> Iterator[Event]:
         """
@@ -126,39 +151,46 @@ class LiteFSNode:
         Raises `LiteFSUnreachable`. There is no heartbeat, so a dead peer is not noticed: poll
         `info` beside it.
         """
-        url = f"{self.api_url}/events"
         try:
-            with requests.get(url, stream=True, timeout=(self.http_timeout, None)) as response:
-                response.raise_for_status()
-                # LiteFS flushes a line at a time, as one HTTP chunk; each is taken as it arrives.
-                for line in response.iter_lines(chunk_size=None):
-                    if line:
-                        yield _event(json.loads(line), response.headers.get("Litefs-Id", ""))
-        except (requests.RequestException, ValueError) as error:
-            raise LiteFSUnreachable(f"{url}: {error}") from error
+            with contextlib.closing(self._connect()) as connection:
+                connection.request("GET", f"{self._base}/events")
+                response = _checked(connection.getresponse())
+                connection.sock.settimeout(None)
+                litefs_id = response.headers.get("Litefs-Id", "")
+                while line := response.readline():
+                    if line.strip():
+                        yield _event(json.loads(line), litefs_id)
+        except (OSError, HTTPException, ValueError) as error:
+            raise self._unreachable("GET", "/events", error) from error
 
     def close(self) -> None:
         """Close the HTTP connection."""
-        if self._session is not None:
-            self._session.close()
-            self._session = None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
-    def _http(self, verb: str, path: str) -> requests.Response:
-        if self._session is None:
-            self._session = requests.Session()
-            # A proxy of the environment must never answer for this machine's own LiteFS.
-            self._session.trust_env = False
-        try:
-            response = self._session.request(
-                verb, self.api_url + path, timeout=self.http_timeout, allow_redirects=False
-            )
-            response.raise_for_status()
-        except requests.RequestException as error:
-            raise LiteFSUnreachable(
-                f"LiteFS did not answer {verb} {self.api_url}{path}: {error}; "
-                "check that LiteFS runs and litefs_api_url names it"
-            ) from error
-        return response
+    def _get_info(self) -> HTTPResponse:
+        if self._connection is not None:
+            # LiteFS may have closed what was idle: then once more, on a new connection.
+            with contextlib.suppress(ConnectionError):
+                return self._ask(self._connection)
+            self._connection.close()
+        self._connection = self._connect()
+        return self._ask(self._connection)
+
+    def _ask(self, connection: HTTPConnection) -> HTTPResponse:
+        connection.request("GET", f"{self._base}/info")
+        return _checked(connection.getresponse())
+
+    def _connect(self) -> HTTPConnection:
+        kind = HTTPSConnection if self._secure else HTTPConnection
+        return kind(self._address, timeout=self.http_timeout)
+
+    def _unreachable(self, verb: str, path: str, error: Exception) -> LiteFSUnreachable:
+        return LiteFSUnreachable(
+            f"LiteFS did not answer {verb} {self.api_url}{path}: {error}; "
+            "check that LiteFS runs and litefs_api_url names it"
+        )
 
     def _read(self, name: str) -> str | None:
         # Opening, not os.path.exists: a dead mount fails with ENOTCONN, which exists() calls False.
@@ -177,11 +209,18 @@ class LiteFSNode:
             ) from error
 
 
+def _checked(response: HTTPResponse) -> HTTPResponse:
+    if response.status != HTTPStatus.OK:
+        raise HTTPException(f"{response.status} {response.reason}")
+    return response
+
+
 def _event(line: dict[str, Any], litefs_id: str) -> Event:
     data = line.get("data") or {}
     return Event(
         type=str(line.get("type", "")),
         database=str(line.get("db", "")),
+        txid=int(data.get("txID", "0"), 16),
         is_primary=data.get("isPrimary"),
         primary=str(data.get("hostname", "")),
         litefs_id=litefs_id,

@@ -12,7 +12,7 @@ from celery.utils.saferepr import saferepr
 
 from .errors import ArgumentError
 from .results import ReadResult, WriteResult
-from .savepoint import current_session
+from .savepoint import current_session, refuse_inside_write
 from .wire import Write, unwrap
 
 if TYPE_CHECKING:
@@ -140,6 +140,7 @@ class BoundWrite(_Bound[P, R]):
 
     async def aio(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The same, awaitable: the event loop is not blocked."""
+        refuse_inside_write(".aio()")
         timeout = self._timeout()
         write = self._write(args, kwargs, timeout)
         future = self._db.forwarder.start(write, timeout)

@@ -5,24 +5,25 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from sqlalchemy import MetaData
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from . import ledger, observe, tasks
+from . import ledger, observe, tasks, wal_index
 from .committer import Committer
 from .consumer import PrimaryConsumer
 from .detector import Detector, Term
-from .engines import Engines
+from .engines import IOERR, Engines, primary_code
 from .errors import DatabaseMissing, LiteFSCeleryError, MountUnavailable, NotAcknowledged
 from .forward import Forwarder
 from .litefs import LiteFSNode
 from .roles import Kind, Role, decide, look
 from .scalars import ScalarCodec
+from .stored import Stored
 from .visibility import Visibility
 from .wire import Outcome, Wire, Write
 
@@ -40,7 +41,8 @@ class Parts:
         self.wire = Wire(
             ScalarCodec(), db._instances, db._criteria, max_bytes=settings.max_payload_bytes)
         self.engines = Engines(
-            db.path, lock_timeout=settings.lock_timeout, on_connect=db._on_connect
+            db.path, lock_timeout=settings.lock_timeout, relies_on_litefs=not db.standalone,
+            on_connect=db._on_connect,
         )
         self.engines.may_create = db.standalone
         self.committer = Committer(
@@ -52,6 +54,7 @@ class Parts:
         )
         self.forwarder = Forwarder(db.name, settings, self.wire, self.visibility, self)
         self.sender = tasks.Sender(db.app, db.queue, timeout=settings.broker_timeout)
+        self.stored = Stored(db.app, self.wire, timeout=settings.broker_timeout)
         self.detector: Detector | None = None
         self.consumer: PrimaryConsumer | None = None
         self.sends_events: Callable[[], bool] = lambda: False
@@ -79,13 +82,13 @@ class Parts:
         term = self._current_term()
         return None if term is None else self.committer.submit(write, term)
 
-    def publish(self, write: Write) -> None:
+    def publish(self, writes: Sequence[Write]) -> None:
         """See `forward.Ways`."""
-        self.sender.publish(write)
+        self.sender.publish(writes)
 
-    def stored(self, write: Write) -> Outcome | None:
+    def find_stored(self, writes: Sequence[Write]) -> dict[str, Outcome]:
         """See `forward.Ways`."""
-        return tasks.stored_outcome(self.db.app, self.wire, write.id)
+        return self.stored.find([write.id for write in writes])
 
     def holds_local_session(self) -> bool:
         """See `forward.Ways`."""
@@ -95,20 +98,23 @@ class Parts:
         """Raise unless the mount answers and holds the database."""
         if time.monotonic() < self._ready_until:
             return
-        if self.db.standalone or self.db.settings.has_fixed_role:
+        if self.db.standalone:
             return
         node, path = self.node(), self.db.path
         if node.position(path.name) is not None:
             self._ready_until = time.monotonic() + self.db.settings.info_interval
             return
         if not node.is_mounted():
-            raise MountUnavailable(
-                f"{path.parent} shows no sign of LiteFS: it is not mounted there. Start LiteFS on "
-                "this node, or correct the database URL"
-            )
+            raise MountUnavailable(self._not_mounted())
         raise DatabaseMissing(
             f"LiteFS at {path.parent} holds no {path.name}: create it with db.create_all() on the "
             "primary, or wait until this node has replicated it"
+        )
+
+    def _not_mounted(self) -> str:
+        return (
+            f"{self.db.path.parent} shows no sign of LiteFS: it is not mounted there. Start LiteFS "
+            "on this node, or correct the database URL"
         )
 
     def _current_term(self) -> Term | None:
@@ -148,11 +154,29 @@ class Parts:
 
     def begin_term(self, litefs_id: str) -> Term:
         """Write this node's row into the tracking table: only the true primary can."""
-        with self.engines.setup.begin() as connection:
-            row = ledger.begin_term(connection, self.db.settings.node, litefs_id)
+        try:
+            row = self._write_term(litefs_id)
+        except OperationalError as error:
+            if primary_code(error) != IOERR or not self._repair(litefs_id):
+                raise
+            row = self._write_term(litefs_id)
         term = Term(row.epoch, row.node, litefs_id)
         self.confirm(term)
         return term
+
+    def _write_term(self, litefs_id: str) -> ledger.TermRow:
+        with self.engines.setup.begin() as connection:
+            return ledger.begin_term(connection, self.db.settings.node, litefs_id)
+
+    def _repair(self, litefs_id: str) -> bool:
+        """Mend what a killed writer left in WAL mode, on a node that is primary beyond doubt."""
+        if self.db.standalone or not self.engines.uses_wal():
+            return False
+        if not self.db.settings.has_fixed_role:
+            info = self.node().info()
+            if not info.is_primary or info.litefs_id != litefs_id:
+                return False
+        return wal_index.rebuild(self.db.path, lock_timeout=self.db.settings.lock_timeout)
 
     def newest_term(self) -> ledger.TermRow | None:
         """The last term that was replicated here; None where that cannot be read."""
@@ -160,7 +184,7 @@ class Parts:
             return ledger.newest_term(reader)
         return None
 
-    def is_settled(self, entry: ledger.Entry) -> bool:
+    def is_settled(self, sighting: ledger.Sighting) -> bool:
         """
         Whether a row that is readable here is known to last beyond this node's own term.
 
@@ -168,17 +192,15 @@ class Parts:
         still says primary, or when a later term was replicated here and the row is still there.
         """
         settings = self.db.settings
-        if self.db.standalone or settings.has_fixed_role or "info" not in settings.sources:
+        if self.db.standalone or settings.has_fixed_role:
             return True
-        with self.engines.reader.connect() as reader:
-            made, newest = ledger.term(reader, entry.epoch), ledger.newest_term(reader)
-        if made is None or made.node != settings.node:
+        if sighting.node is None or sighting.node != settings.node:
             return True
-        if newest is not None and newest.epoch > entry.epoch:
+        if sighting.newest_epoch is not None and sighting.newest_epoch > sighting.entry.epoch:
             return True
         with suppress(LiteFSCeleryError):
             info = self.node().info()
-            return info.is_primary and info.litefs_id == made.litefs_id
+            return info.is_primary and info.litefs_id == sighting.litefs_id
         return False
 
     def confirm(self, term: Term) -> None:
@@ -188,8 +210,7 @@ class Parts:
         A COMMIT that returned is not proof (litefs 0.5.14 can lose it in a handoff); it counts
         when the position is readable and the same LiteFS still says primary.
         """
-        settings = self.db.settings
-        if self.db.standalone or settings.has_fixed_role:
+        if self.db.standalone:
             return
         if not term.held:
             self._unconfirmed(term, term.reason)
@@ -197,12 +218,16 @@ class Parts:
         try:
             if node.position(self.db.path.name) is None:
                 self._unconfirmed(term, "the database has no position")
-            if "info" in settings.sources:
-                info = node.info()
-                if not info.is_primary or info.litefs_id != term.litefs_id:
-                    self._unconfirmed(term, "/info does not say primary any more")
-            elif node.primary_file() is not None:
-                self._unconfirmed(term, ".primary names another node")
+            if self.db.settings.has_fixed_role:
+                # There may be no API to ask. The file would name another; that it is absent
+                # proves nothing, which is what a fixed role takes upon itself.
+                if node.primary_file() is not None:
+                    self._unconfirmed(term, ".primary names another node")
+                return
+            # Also where "info" is no source: it is asked here as the proof, not for changes.
+            info = node.info()
+            if not info.is_primary or info.litefs_id != term.litefs_id:
+                self._unconfirmed(term, "/info does not say primary any more")
         except LiteFSCeleryError as error:
             self._unconfirmed(term, str(error), error)
 
@@ -213,7 +238,9 @@ class Parts:
         raise NotAcknowledged(f"node {term.node} is no longer the primary it was: {why}") from cause
 
     def create(self, metadata: MetaData, journal_mode: str) -> None:
-        """Create what is missing, as the primary."""
+        """Create what is missing, as the primary; never in a directory that is no mount."""
+        if not self.db.standalone and not self.node().is_mounted():
+            raise MountUnavailable(self._not_mounted())
         fresh = not self.db.path.exists()
         self.engines.may_create = True
         try:
@@ -280,4 +307,5 @@ class Parts:
         self.visibility.stop()
         self.committer.stop()
         self.sender.close()
+        self.stored.close()
         self.engines.dispose()

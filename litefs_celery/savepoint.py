@@ -13,8 +13,9 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from .engines import INFRASTRUCTURE, SAVEPOINT, Guard, engine_over, primary_code
+from .engines import INFRASTRUCTURE, primary_code
 from .errors import ArgumentError, MethodMisuse, NotAcknowledged
+from .guard import SAVEPOINT, Guard, engine_over
 from .wire import Committed, Expired, Outcome, Refused, Wire, Write
 
 RunMethod = Callable[[Write], Any]
@@ -68,6 +69,15 @@ def current_session(owner: object) -> Session | None:
     return current[1]
 
 
+def refuse_inside_write(what: str) -> None:
+    """Raise `MethodMisuse` in a write method: it would wait for the thread that it runs in."""
+    if _current.get() is not None:
+        raise MethodMisuse(
+            f"a write method called {what}: call the method itself, which joins this transaction, "
+            "or submit it after this one has returned. Nothing was changed"
+        )
+
+
 class Savepoints:
     """
     Runs the writes of ``owner``, each in a savepoint of its own.
@@ -108,8 +118,7 @@ class Savepoints:
                 raise
             _check_transaction(raw, write)
             raw.execute(f"ROLLBACK TO {SAVEPOINT}")
-            outcome = Refused(_as_exception(error), epoch)
-            text = self._refusal_text(outcome)
+            outcome, text = self._refused(Refused(_as_exception(error), epoch))
         else:
             _check_transaction(raw, write)
         finally:
@@ -122,11 +131,18 @@ class Savepoints:
             self._engine = (raw, engine_over(raw, self._guard))
         return self._engine[1]
 
-    def _refusal_text(self, outcome: Refused) -> str:
+    def _refused(self, outcome: Refused) -> tuple[Outcome, str]:
         try:
-            return self._wire.dump_outcome(outcome)
+            text = self._wire.dump_outcome(outcome)
         except ArgumentError as error:
-            return self._wire.dump_outcome(Refused(error, outcome.epoch))
+            outcome = Refused(error, outcome.epoch)
+            text = self._wire.dump_outcome(outcome)
+        # The very exception here, with its traceback, unless no other node could raise it.
+        elsewhere = self._wire.load_outcome(text, outcome.epoch)
+        rebuilt = isinstance(elsewhere, Refused) and type(elsewhere.exception) is type(
+            outcome.exception
+        )
+        return (outcome if rebuilt else elsewhere), text
 
     def _call(self, session: WriteSession, write: Write) -> Any:
         guard = self._guard

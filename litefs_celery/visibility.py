@@ -14,8 +14,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from . import ledger, observe
 from .config import Settings
 from .errors import LiteFSCeleryError
-from .ledger import Entry, TermRow
-from .litefs import LiteFSNode, Position
+from .ledger import Entry, Sighting, TermRow
+from .litefs import LiteFSNode
 
 # Looked at even when -pos did not move: a look that raced with a write, or a database that was
 # replaced by a snapshot, must not cost more than this.
@@ -28,9 +28,11 @@ class Visibility:
     """
     One watcher thread, awake only while somebody waits.
 
-    It reads ``-pos``, which takes no database lock, and when that moved asks the ledger once
-    for all waiting ids, in autocommit: waiters that each polled the database would hold up
-    replication. LiteFS's event stream says when to look; while it is away, ``-pos`` is polled.
+    When the database moved it asks the ledger once for all waiting ids, in autocommit: waiters
+    that each polled the database would hold up replication. That it moved is told by LiteFS's
+    event stream, which speaks when the transaction can be read (litefs 0.5.14: after ``-pos``
+    and, in WAL, after the shared memory); while the stream is away, and in case it dropped
+    something, by ``-pos``, which takes no database lock.
     A row counts when ``is_settled`` says so: one that this node committed itself as primary is
     readable before it is known to last. ``on_epoch`` is called with a new epoch when a new term
     was replicated here.
@@ -44,7 +46,7 @@ class Visibility:
         connect: Callable[[], LiteFSNode],
         file_name: str,
         *,
-        is_settled: Callable[[Entry], bool],
+        is_settled: Callable[[Sighting], bool],
         on_epoch: Callable[[int], None],
     ) -> None:
         self.problem = ""
@@ -61,15 +63,25 @@ class Visibility:
         self._stopped = False
         self._epoch = 0
         self._moved = threading.Event()
+        self._told_txid = 0
         self._listening = False
         self._term_looked = 0.0
 
     def watch(self, write_id: str) -> Future[Entry]:
-        """A future of the ledger's row of ``write_id``, set when this node can read it."""
+        """
+        A future of the ledger's row of ``write_id``, set when this node can read it.
+
+        The watcher looks for it at its next look; `wake` tells it that there is something to see.
+        """
         with self._changed:
             future: Future[Entry] = Future()
             self._waiting.setdefault(write_id, []).append(future)
-            if self._thread is None:
+        return future
+
+    def wake(self) -> None:
+        """Begin to look for what is waited for, if that was not begun."""
+        with self._changed:
+            if self._thread is None and not self._stopped:
                 name = f"litefs-{self._database}-visibility"
                 self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
                 self._thread.start()
@@ -77,7 +89,6 @@ class Visibility:
                     name = f"litefs-{self._database}-transactions"
                     threading.Thread(target=self._listen, name=name, daemon=True).start()
             self._changed.notify()
-        return future
 
     def forget(self, write_id: str, future: Future[Entry]) -> None:
         """Stop waiting for ``write_id`` with ``future``; others go on waiting."""
@@ -94,22 +105,23 @@ class Visibility:
         if entry is not None:
             return entry
         future = self.watch(write_id)
+        self.wake()
         try:
             return future.result(timeout)
         finally:
             self.forget(write_id, future)
 
-    def look(self, write_id: str) -> Entry | None:
+    def look(self, write_id: str) -> Sighting | None:
         """The row of ``write_id`` if this node can read it now; raises as the database does."""
         with self._reader.connect() as connection:
             if not ledger.exists(connection):
                 return None
-            return ledger.find(connection, [write_id]).get(write_id)
+            return next(iter(ledger.sight(connection, [write_id])), None)
 
     def look_settled(self, write_id: str) -> Entry | None:
         """The same, unless the row may still be lost with this node's own term."""
-        entry = self.look(write_id)
-        return entry if entry is not None and self._is_settled(entry) else None
+        seen = self.look(write_id)
+        return seen.entry if seen is not None and self._is_settled(seen) else None
 
     def stop(self) -> None:
         """End the thread; idempotent. Futures stay unset: their callers have deadlines."""
@@ -122,15 +134,19 @@ class Visibility:
 
     def _loop(self) -> None:
         with contextlib.closing(self._connect()) as node:
-            seen: Position | None = None
+            seen: int | None = None
             looked = 0.0
             while self._somebody_waits():
                 try:
-                    position = node.position(self._file_name)
-                    if position == seen and time.monotonic() - looked < SAFETY_INTERVAL:
-                        self._pause()
+                    txid = self._txid(node)
+                    if txid == seen and time.monotonic() - looked < SAFETY_INTERVAL:
+                        # Polling through FUSE costs more than being told (half a millisecond).
+                        self._moved.wait(
+                            EVENTS_INTERVAL if self._listening
+                            else self._settings.visibility_interval
+                        )
                         continue
-                    seen, looked = position, time.monotonic()
+                    seen, looked = txid, time.monotonic()
                     self._look_for_all()
                     self.problem = ""
                 except (LiteFSCeleryError, SQLAlchemyError) as error:
@@ -143,12 +159,13 @@ class Visibility:
                     observe.logger.exception("waiting for writes of %s failed", self._database)
                     time.sleep(ERROR_INTERVAL)
 
-    def _pause(self) -> None:
-        # Polling through FUSE costs more than being told (litefs 0.5.14: half a millisecond a
-        # read); events can be late or dropped, so it is not left to them alone.
-        quiet = EVENTS_INTERVAL if self._listening else self._settings.visibility_interval
-        self._moved.wait(quiet)
-        self._moved.clear()
+    def _txid(self, node: LiteFSNode) -> int:
+        """Which transaction can be read here: as just told, else as ``-pos`` says; -1: none."""
+        if self._moved.is_set():
+            self._moved.clear()
+            return self._told_txid
+        position = node.position(self._file_name)
+        return -1 if position is None else position.txid
 
     def _listen(self) -> None:
         with contextlib.closing(self._connect()) as node:
@@ -159,6 +176,7 @@ class Visibility:
                         if self._stopped:
                             return
                         if event.type == "tx" and event.database == self._file_name:
+                            self._told_txid = event.txid
                             self._moved.set()
                 self._listening = False
                 time.sleep(SAFETY_INTERVAL)
@@ -173,16 +191,16 @@ class Visibility:
         with self._changed:
             ids = list(self._waiting)
         with self._reader.connect() as connection:
-            found = ledger.find(connection, ids)
+            found = ledger.sight(connection, ids)
             term = self._newest_term(connection)
-        for write_id, entry in found.items():
-            if not self._is_settled(entry):
+        for seen in found:
+            if not self._is_settled(seen):
                 continue
             with self._changed:
-                futures = self._waiting.pop(write_id, [])
+                futures = self._waiting.pop(seen.entry.write_id, [])
             for future in futures:
                 with contextlib.suppress(InvalidStateError):
-                    future.set_result(entry)
+                    future.set_result(seen.entry)
         if term is not None and term.epoch != self._epoch:
             self._epoch, previous = term.epoch, self._epoch
             if previous:

@@ -75,40 +75,6 @@ class Write:
         mark = fingerprint(method, arguments)
         return cls(write_id, method, arguments, origin, deadline, mark, shown)
 
-    def headers(self) -> dict[str, Any]:
-        """What travels beside the task in the message's headers, under ``litefs``."""
-        return {
-            "origin": self.origin,
-            "deadline": self.deadline,
-            "fingerprint": self.fingerprint,
-        }
-
-    @classmethod
-    def from_message(cls, headers: Mapping[str, Any], body: Any) -> Write:
-        """The write in a Celery message (protocol 2); raises ValueError saying what is wrong."""
-        own = headers.get("litefs")
-        if not isinstance(own, Mapping):
-            raise ValueError("no write: the 'litefs' header is missing")  # noqa: TRY004
-        try:
-            (arguments,) = body[0]
-            write = cls(
-                id=str(UUID(headers["id"])),
-                method=headers["task"],
-                arguments=arguments,
-                origin=str(own["origin"]),
-                deadline=float(own["deadline"]),
-                fingerprint=str(own["fingerprint"]),
-                shown=(str(headers.get("argsrepr")), str(headers.get("kwargsrepr"))),
-            )
-            whole = write.fingerprint == fingerprint(write.method, arguments)
-            if not math.isfinite(write.deadline):
-                raise ValueError("the deadline never passes")  # noqa: TRY301
-        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
-            raise ValueError(f"malformed write: {error!r}") from error
-        if not whole:
-            raise ValueError("damaged write: the content does not match its fingerprint")
-        return write
-
 
 @dataclass(frozen=True)
 class Committed:

@@ -75,6 +75,7 @@ def standalone(folder: Path, **options: Any) -> LiteFSCelery:
 
 def replica(folder: Path, **settings: Any) -> LiteFSCelery:
     """Return a node that is never primary, on a database that is there, with a dead broker."""
+    (folder / "app.db-pos").write_text(f"{1:016x}/{1:016x}\n")  # as in LiteFS's mount
     values = {"node": "n2", "fixed_primary": "n1", "broker_timeout": 0.5, **settings}
     return LiteFSCelery(celery_app(), f"sqlite:///{folder}/app.db", settings=Settings(**values))
 

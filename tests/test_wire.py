@@ -19,18 +19,6 @@ def sent(value: object) -> object:
     return WIRE.loads(WIRE.dumps(value, "it"))
 
 
-def message(write: Write) -> tuple[dict, list]:
-    """Return headers and body as Celery's protocol 2 has them."""
-    headers = {
-        "id": write.id,
-        "task": write.method,
-        "litefs": write.headers(),
-        "argsrepr": "()",
-        "kwargsrepr": "{}",
-    }
-    return headers, [[write.arguments], {}, {"callbacks": None}]
-
-
 def a_write(**values: object) -> Write:
     """Return a write with a deadline far away."""
     return Write.new("m.go", "[[1], {}]", **{"origin": "n1", "deadline": 2e9, **values})
@@ -115,12 +103,6 @@ def test_sets_have_one_encoding() -> None:
     assert WIRE.dumps(one, "it") == WIRE.dumps(other, "it")
 
 
-def test_message_round_trip() -> None:
-    """A write comes out of its message as it went in."""
-    write = a_write()
-    assert Write.from_message(*message(write)) == write
-
-
 def test_ids_are_uuids_in_the_order_of_time() -> None:
     """Fresh ids are version 7 and ascend, so that the ledger's index grows at its end."""
     ids = [a_write().id for _ in range(100)]
@@ -138,54 +120,6 @@ def test_a_bad_id_is_an_argument_error() -> None:
     """An id that is no UUID is refused before anything is sent."""
     with pytest.raises(ArgumentError, match="write_id='order-7'"):
         a_write(write_id="order-7")
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        (lambda h, b: (h.pop("litefs"), b)[1], "no write"),
-        (lambda h, b: (h.update(litefs="x"), b)[1], "no write"),
-        (lambda h, b: (h.update(litefs=None), b)[1], "no write"),
-        (lambda h, b: (h["litefs"].pop("origin"), b)[1], "malformed"),
-        (lambda h, b: (h["litefs"].pop("deadline"), b)[1], "malformed"),
-        (lambda h, b: (h["litefs"].update(deadline="soon"), b)[1], "malformed"),
-        (lambda h, b: (h["litefs"].update(deadline=None), b)[1], "malformed"),
-        (lambda h, b: (h["litefs"].update(deadline=10**400), b)[1], "malformed"),
-        (lambda h, b: (h["litefs"].update(fingerprint=""), b)[1], "damaged"),
-        (lambda h, b: (h.pop("id"), b)[1], "malformed"),
-        (lambda h, b: (h.update(id="7"), b)[1], "malformed"),
-        (lambda h, b: (h.update(id=None), b)[1], "malformed"),
-        (lambda h, b: (h.update(id=7), b)[1], "malformed"),
-        (lambda h, b: (h.pop("task"), b)[1], "malformed"),
-        (lambda h, b: (h.update(task="m.other"), b)[1], "damaged"),
-        (lambda h, b: (h.update(task="\ud800"), b)[1], "malformed"),
-        (lambda h, b: None, "malformed"),
-        (lambda h, b: [], "malformed"),
-        (lambda h, b: {}, "malformed"),
-        (lambda h, b: b"\x80\x02", "malformed"),
-        (lambda h, b: "text", "damaged"),
-        (lambda h, b: [[], {}, {}], "malformed"),
-        (lambda h, b: [[1, 2], {}, {}], "malformed"),
-        (lambda h, b: [None], "malformed"),
-        (lambda h, b: [[b[0][0][:-1]], {}, {}], "damaged"),
-        (lambda h, b: [[None], {}, {}], "damaged"),
-    ],
-)
-def test_malformed_messages_are_value_errors(change, told: str) -> None:
-    """Whatever is wrong with a message, it is a ValueError that says so, and nothing else."""
-    headers, body = message(a_write())
-    body = change(headers, body)
-    with pytest.raises(ValueError, match=told):
-        Write.from_message(headers, body)
-
-
-def test_deadline_of_a_message_is_a_number_that_passes() -> None:
-    """A deadline that never passes is no deadline: such a message is malformed."""
-    headers, body = message(a_write())
-    for endless in (float("nan"), float("inf")):
-        headers["litefs"]["deadline"] = endless
-        with pytest.raises(ValueError, match="malformed"):
-            Write.from_message(headers, body)
 
 
 def test_fingerprint_tells_content_apart() -> None:

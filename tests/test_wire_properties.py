@@ -7,12 +7,14 @@ import math
 
 import pytest
 
+from litefs_celery.message import header, writes_in
 from litefs_celery.wire import Committed, Wire, Write
 
 hypothesis = pytest.importorskip("hypothesis")
 st = hypothesis.strategies
 
 WIRE = Wire(max_bytes=10_000_000)
+FIELDS = ("id", "method", "origin", "deadline", "fingerprint", "shown")
 LIGHT = hypothesis.settings(max_examples=60, deadline=None, derandomize=True, database=None)
 TEXT = st.text(st.characters(codec="utf-8"), max_size=8) | st.sampled_from(
     ["__litefs__", "v", "__type__", "__value__", "dict", "instance", "sql", "tuple", "datetime"]
@@ -78,14 +80,14 @@ def test_nested_data_arrives_as_it_was(value: object) -> None:
 @hypothesis.given(
     st.dictionaries(
         st.sampled_from(["id", "task", "litefs", "argsrepr"]),
-        JSON | st.fixed_dictionaries({"origin": JSON, "deadline": JSON, "fingerprint": JSON}),
+        JSON | st.lists(st.fixed_dictionaries(dict.fromkeys(FIELDS, JSON)), max_size=2),
     ),
     JSON,
 )
 def test_no_message_breaks_the_reader(headers: dict, body: object) -> None:
     """Whatever lies in the queue, reading it gives a ValueError and never another error."""
     with pytest.raises(ValueError, match="write"):
-        Write.from_message(headers, body)
+        writes_in(headers, body)
 
 
 @LIGHT
@@ -98,8 +100,8 @@ def test_a_changed_body_never_runs(value: object, place: int, change: int) -> No
     other = chr(ord(arguments[place]) ^ change)
     damaged = arguments[:place] + other + arguments[place + 1 :]
     headers = json.loads(
-        json.dumps({"id": write.id, "task": write.method, "litefs": write.headers()})
+        json.dumps({"id": write.id, "task": write.method, "litefs": header([write])})
     )
-    assert Write.from_message(headers, [[arguments], {}, {}]) == write
+    assert writes_in(headers, [[arguments], {}, {}]) == [write]
     with pytest.raises(ValueError, match="write"):
-        Write.from_message(headers, [[damaged], {}, {}])
+        writes_in(headers, [[damaged], {}, {}])
