@@ -118,15 +118,12 @@ class PrimaryConsumer:
                 self._done.clear()
                 self._moved(consuming=False)
 
-    def _consume_under(self, term: Term) -> None:
+    def _consume_under(self, term: Term | None) -> None:
         db = self._db
         timeout = db.settings.broker_timeout
         with connection_for(db.app, timeout=timeout, name=db.queue) as connection:
             connection.ensure_connection(max_retries=1, timeout=timeout)
             channel = connection.default_channel
-            restore_unacknowledged(channel)
-            if item := self._popped.take():
-                put_back(channel, self._queue.name, item)
             self._popped.watch(channel)
             self._events = db.app.events.Dispatcher(
                 connection, hostname=self._hostname, enabled=db.sends_events(),
@@ -136,13 +133,27 @@ class PrimaryConsumer:
                 channel, [self._queue], on_message=self._receive, accept=["json"],
                 prefetch_count=db.settings.prefetch_limit,
             )
-            consumer.consume()
-            self._moved(consuming=True)
-            self._broker_failures = 0
+            # A term that begins while the one before is handed back need not wait for its end.
+            while term is not None and not self._stopped.is_set():
+                self._serve(term, connection, consumer)
+                term = self._hand_back(connection)
+
+    def _serve(self, term: Term, connection: Connection, consumer: Consumer) -> None:
+        """Consume until the term ends."""
+        channel = connection.default_channel
+        restore_unacknowledged(channel)
+        if item := self._popped.take():
+            put_back(channel, self._queue.name, item)
+        consumer.consume()
+        self._moved(consuming=True)
+        self._broker_failures = 0
+        try:
             while term.held and not self._stopped.is_set():
                 self._drain_all(connection, term)
                 self._finish()
-            self._hand_back(connection, consumer)
+        finally:
+            consumer.cancel()
+            self._moved(consuming=False)
 
     def _moved(self, *, consuming: bool) -> None:
         if consuming != self.consuming:
@@ -285,15 +296,18 @@ class PrimaryConsumer:
         if self._tells:
             self._events.send(f"task-{what}", uuid=write.id, name=write.method, **fields)
 
-    def _hand_back(self, connection: Connection, consumer: Consumer) -> None:
-        consumer.cancel()
+    def _hand_back(self, connection: Connection) -> Term | None:
+        """Finish what runs and give back what comes late; the next term, if one begins before."""
         deadline = time.monotonic() + HAND_BACK_TIMEOUT
         read_until = time.monotonic() + BRPOP_END
         while time.monotonic() < deadline:
             self._drain(connection, BUSY_POLL)
             self._finish()
+            if self._db.term is not None and not self._running:
+                return self._db.term
             if not self._running and time.monotonic() > read_until:
                 break
+        return None
 
     def _set_aside(self, content: Any, reason: str) -> None:
         queue = self._db.settings.rejected_queue
