@@ -58,6 +58,26 @@ def halted(database: Path, code: str, count: int) -> list[float]:
     return durations
 
 
+def replicated(primary: Path, replica: Path, code: str, count: int) -> list[float]:
+    """
+    Seconds of commits of one row and its ledger row on the primary, until a replica can read it.
+
+    The least that any write can take whose caller, on a replica, waits to read it: no broker,
+    no other process, and its position is read without a pause.
+    """
+    durations = []
+    position = Path(f"{primary}-pos")
+    with _connection(primary) as connection:
+        for _ in range(count):
+            began = time.perf_counter()
+            _group(connection, code, 1)
+            committed = position.read_text()
+            while Path(f"{replica}-pos").read_text() < committed:
+                pass
+            durations.append(time.perf_counter() - began)
+    return durations
+
+
 def grouped(database: Path, code: str, groups: int, size: int) -> list[float]:
     """Seconds for each write of commits of ``size`` writes, savepoints and ledger rows included."""
     durations = []

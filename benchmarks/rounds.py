@@ -70,7 +70,10 @@ class Rounds:
         return found
 
     def _round(self, book: Book) -> None:
-        parts = [self._raw, self._one, self._many, self._delay, self._grouped, self._reads]
+        parts = [
+            self._raw, self._replicated, self._one, self._many, self._delay, self._grouped,
+            self._reads,
+        ]
         if self.site.kind == "litefs":
             parts.append(self._halt)
         self._random.shuffle(parts)
@@ -85,6 +88,11 @@ class Rounds:
     def _halt(self) -> Samples:
         self.written += self.sizes.commits
         return {"halt": bare.halted(self._replica, VISITED, self.sizes.commits)}
+
+    def _replicated(self) -> Samples:
+        self.written += self.sizes.commits
+        count = self.sizes.commits
+        return {"replicated": bare.replicated(self._primary, self._replica, VISITED, count)}
 
     def _one(self) -> Samples:
         self.written += self.sizes.calls

@@ -23,6 +23,7 @@ from litefs_celery.forward import Forwarder
 from litefs_celery.litefs import LiteFSNode
 from litefs_celery.methods import BoundWrite
 from litefs_celery.tasks import Sender
+from litefs_celery.telling import Telling
 from litefs_celery.visibility import Visibility
 
 Ids = Callable[..., list[str]]
@@ -45,7 +46,7 @@ def install(trace: Trace) -> None:
     local = threading.local()
     _around(trace, Sender, "publish", before="publish", after="published", ids=_of_writes)
     _around(trace, PrimaryConsumer, "_receive", before="received", ids=_of_message)
-    _around(trace, PrimaryConsumer, "_answer", after="answered", ids=_of_write)
+    _around(trace, Telling, "ended", before="answered", ids=_of_write)
     _around(trace, Committer, "_resolve", before="confirmed", ids=_of_committed)
     _trace_calls(trace, local)
     _trace_commits(trace, local)

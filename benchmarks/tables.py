@@ -37,6 +37,7 @@ FIGURES = (
     Figure("1 raw: one row a commit, sqlite3 on the primary", "raw", rate, "commits/s"),
     _ms("1 raw, p50", "raw", p50),
     _ms("1 raw, p99", "raw", p99),
+    _ms("1 raw with ledger row, until a replica has it, p50", "replicated", p50),
     Figure("2 HALT: the same from a replica", "halt", rate, "commits/s"),
     _ms("2 HALT, p50", "halt", p50),
     _ms("2 HALT, p99", "halt", p99),
@@ -113,6 +114,7 @@ GOALS = (
         at_most={"litefs-wal": 0.5, "litefs-delete": 0.75},
     ),
     Goal("3 one caller / HALT, p99", "one", p99, "halt"),
+    Goal("3 one caller / a commit until a replica has it, p50", "one", p50, "replicated"),
     Goal("3 one caller / raw, p50", "one", p50, "raw"),
     Goal(
         "4 64 callers / raw, rate", "many", mean, "raw", rate,

@@ -9,17 +9,16 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from celery import signals
-from celery.utils.saferepr import saferepr
 from kombu import Connection, Consumer, Queue
 from kombu.message import Message
 
 from . import observe
 from .detector import Term
 from .message import writes_in
-from .redis_queue import Popped, acknowledge, put_back, restore_unacknowledged
+from .redis_queue import Popped, acknowledge, keep_client, restore_unacknowledged
 from .tasks import connection_for, primary_queue
-from .wire import Committed, Outcome, Refused, Write
+from .telling import Telling
+from .wire import Outcome, Write
 
 if TYPE_CHECKING:
     from .database import LiteFSCelery
@@ -64,7 +63,7 @@ class PrimaryConsumer:
     def __init__(self, db: LiteFSCelery, hostname: str) -> None:
         self.consuming = False
         self._db = db
-        self._hostname = hostname
+        self._telling = Telling(db, hostname)
         self._queue = primary_queue(db.queue)
         self._wake = threading.Event()
         self._stopped = threading.Event()
@@ -74,7 +73,6 @@ class PrimaryConsumer:
         self._broker_failures = 0
         self._commit_failures = 0
         self._popped = Popped()
-        self._events: Any = None
 
     def start(self) -> None:
         """Start the thread; idempotent."""
@@ -124,11 +122,9 @@ class PrimaryConsumer:
         with connection_for(db.app, timeout=timeout, name=db.queue) as connection:
             connection.ensure_connection(max_retries=1, timeout=timeout)
             channel = connection.default_channel
+            keep_client(channel)
             self._popped.watch(channel)
-            self._events = db.app.events.Dispatcher(
-                connection, hostname=self._hostname, enabled=db.sends_events(),
-                buffer_group=("task",), on_send_buffered=lambda: None,
-            )
+            self._telling.through(connection)
             consumer = Consumer(
                 channel, [self._queue], on_message=self._receive, accept=["json"],
                 prefetch_count=db.settings.prefetch_limit,
@@ -142,8 +138,7 @@ class PrimaryConsumer:
         """Consume until the term ends."""
         channel = connection.default_channel
         restore_unacknowledged(channel)
-        if item := self._popped.take():
-            put_back(channel, self._queue.name, item)
+        self._popped.put_back(channel, self._queue.name)
         consumer.consume()
         self._moved(consuming=True)
         self._broker_failures = 0
@@ -200,16 +195,10 @@ class PrimaryConsumer:
             return
         taken = _Taken(message, len(writes))
         for write in writes:
-            self._begin(write)
+            self._telling.begun(write)
             future = self._db.committer.submit(write, term)
             self._running[future] = _Running(taken, write, time.monotonic())
             future.add_done_callback(self._done.append)
-
-    def _begin(self, write: Write) -> None:
-        self._tell(write, "received", args=write.shown[0], kwargs=write.shown[1])
-        self._tell(write, "started")
-        task = self._db.app.tasks.get(write.method)
-        signals.task_prerun.send(task, task_id=write.id, task=task, args=(), kwargs={})
 
     def _finish(self) -> None:
         """Results, then events, then acknowledgements of the writes that are committed."""
@@ -232,24 +221,10 @@ class PrimaryConsumer:
             self._commit_failures = 0
         self._db.stored.keep([(running.write, outcome) for running, outcome in done])
         for running, outcome in done:
-            try:
-                self._answer(running.write, outcome, time.monotonic() - running.started)
-            except Exception:  # noqa: BLE001 - a receiver's error: the write is committed
-                observe.logger.exception("telling of %s failed", running.write.id)
+            self._telling.ended(running.write, outcome, time.monotonic() - running.started)
         acknowledge([taken.message for taken in ended if taken.error is None])
         self._give_back([taken for taken in ended if taken.error is not None])
-        self._follow_events()
-
-    def _follow_events(self) -> None:
-        if self._events is None:
-            return
-        wanted = self._db.sends_events()
-        if wanted and not self._events.enabled:
-            self._events.enable()  # not by the attribute: it is what makes the producer
-        elif self._events.enabled and not wanted:
-            self._events.disable()
-        if self._events.enabled:
-            self._events.flush()
+        self._telling.flush()
 
     def _give_back(self, failed: list[_Taken]) -> None:
         """Put back what holds a write without outcome; of the others, the ledger answers."""
@@ -265,36 +240,6 @@ class PrimaryConsumer:
             term.lost.wait(_back_off(self._commit_failures))
         for taken in failed:
             taken.message.requeue()
-
-    def _answer(self, write: Write, outcome: Outcome, runtime: float) -> None:
-        db = self._db
-        task = db.app.tasks.get(write.method)
-        if isinstance(outcome, Refused):
-            error = outcome.exception
-            self._tell(write, "failed", exception=saferepr(error), traceback="")
-            signals.task_failure.send(
-                task, task_id=write.id, exception=error, args=(), kwargs={},
-                traceback=error.__traceback__, einfo=None,
-            )
-        else:
-            value = outcome.value if isinstance(outcome, Committed) else "expired"
-            if self._tells:
-                self._tell(
-                    write, "succeeded", result=db.shown_result(write, value), runtime=runtime
-                )
-            signals.task_success.send(task, result=value)
-        signals.task_postrun.send(
-            task, task_id=write.id, task=task, args=(), kwargs={}, retval=None,
-            state="FAILURE" if isinstance(outcome, Refused) else "SUCCESS",
-        )
-
-    @property
-    def _tells(self) -> bool:
-        return self._events is not None and self._events.enabled
-
-    def _tell(self, write: Write, what: str, **fields: Any) -> None:
-        if self._tells:
-            self._events.send(f"task-{what}", uuid=write.id, name=write.method, **fields)
 
     def _hand_back(self, connection: Connection) -> Term | None:
         """Finish what runs and give back what comes late; the next term, if one begins before."""

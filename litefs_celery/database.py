@@ -161,9 +161,7 @@ class LiteFSCelery:
     @property
     def term(self) -> Term | None:
         """The term this node holds according to the running detector."""
-        detector = self.parts.detector
-        term = detector.term if detector is not None else None
-        return term if term is not None and term.held else None
+        return self.parts.terms.held
 
     @property
     def consuming(self) -> bool:
@@ -298,7 +296,7 @@ class LiteFSCelery:
         """This node's role now: from the detector where one runs, else from a fresh look."""
         if self.standalone:
             return Role(Kind.STANDALONE, self.settings.node, "no LiteFS")
-        detector = self.parts.detector
+        detector = self.parts.terms.detector
         return detector.role if detector is not None else self.parts.look()
 
     def position(self) -> Position | None:

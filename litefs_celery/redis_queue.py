@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from kombu.message import Message
 from kombu.transport import virtual
+
+
+def keep_client(channel: Any) -> None:
+    """
+    Let the channel use one Redis client; idempotent.
+
+    kombu makes one for every command it sends, which takes as long as the command (5.7.0).
+    """
+    if "conn_or_acquire" in vars(channel) or not hasattr(channel, "conn_or_acquire"):
+        return
+    kept = channel._create_client()
+
+    @contextlib.contextmanager
+    def conn_or_acquire(client: Any = None) -> Iterator[Any]:
+        yield client or kept
+
+    channel.conn_or_acquire = conn_or_acquire
 
 
 class Popped:
@@ -40,11 +59,12 @@ class Popped:
         item, self._item = self._item, None
         return item
 
-
-def put_back(channel: Any, queue: str, item: bytes) -> None:
-    """Put a popped item back where it is popped next."""
-    with channel.conn_or_acquire() as client:
-        client.rpush(queue, item)
+    def put_back(self, channel: Any, queue: str) -> None:
+        """Put the item, if there is one, where it is popped next."""
+        if self._item is not None:
+            with channel.conn_or_acquire() as client:
+                client.rpush(queue, self._item)
+            self._item = None
 
 
 def acknowledge(messages: list[Message]) -> None:

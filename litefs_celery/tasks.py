@@ -15,6 +15,7 @@ from kombu.pools import ProducerPool
 
 from .forward import Unsent
 from .message import HEADER, arguments, header
+from .redis_queue import keep_client
 from .wire import Write
 
 # Callers of one process share this many connections; each publishes for about a millisecond.
@@ -80,6 +81,7 @@ class Sender:
                     max_retries=1, interval_start=0, timeout=self._timeout
                 )
                 connected = True
+                keep_client(producer.channel)
                 with _library_errors(producer.connection):
                     self._send(producer, writes)
         except LimitExceeded as error:
