@@ -31,6 +31,8 @@ BUSY_POLL = 0.005  # while writes run: how soon their results and acknowledgemen
 # by kombu only if somebody still reads (kombu 5.6.2, 5.7.0).
 BRPOP_END = 1.2
 HAND_BACK_TIMEOUT = 10.0
+# What decoding anything may raise. kombu counts KeyError among Redis's connection errors.
+UNREADABLE = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError)
 RETRY_INTERVAL_LIMIT = 5.0
 
 
@@ -172,9 +174,7 @@ class PrimaryConsumer:
             connection.drain_events(timeout=timeout)
         except TimeoutError:
             return False
-        except connection.connection_errors:
-            raise
-        except Exception as error:
+        except UNREADABLE as error:
             item = self._popped.take()
             if item is None:
                 raise
