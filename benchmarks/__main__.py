@@ -18,6 +18,7 @@ from benchmarks.stats import Book
 from litefs_celery.emulator.real import missing_programs
 from worker.fleet import ROOT
 
+RESULTS = Path("benchmarks/results/latest.json")
 EXAMPLES = """\
 examples:
   python -m benchmarks                            # both journal modes on real LiteFS
@@ -47,9 +48,9 @@ def main() -> int:
             sys.stderr.write(f"{site.name}: failed; logs are in {directory}\n")
             raise
         shutil.rmtree(directory, ignore_errors=True)
-    if options.output:
-        options.output.write_text(json.dumps(document, indent=1) + "\n")
-        print(f"\nkept in {options.output}")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(document, indent=1) + "\n")
+    print(f"\nkept in {options.output}")
     return 0
 
 
@@ -121,7 +122,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="2 short rounds: whether it works")
     parser.add_argument("--cluster", choices=("emulator", "litefs"), help="default: LiteFS if here")
     parser.add_argument("--journal-mode", choices=("wal", "delete", "both"), default="both")
-    parser.add_argument("--output", type=Path, metavar="FILE.json", help="keep all figures")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE.json", default=RESULTS,
+        help=f"where all figures are kept; default {RESULTS}",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the rounds' order; default 0")
     parser.add_argument("--where", action="store_true", help="where the time of one write goes")
     return parser
