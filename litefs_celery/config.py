@@ -78,6 +78,15 @@ class Settings:
     broker_timeout: float = 2.0
     """Socket timeout of the connections writes are sent through."""
 
+    outbox_dir: str = ""
+    """Directory on this node's own disk where submitted writes are kept; empty: in the broker."""
+    outbox_limit_bytes: int = 268_435_456
+    """Largest outbox: `OutboxFull` comes before the disk is full."""
+    outbox_resend_interval: float = 30.0
+    """A kept write is sent again after this long without an outcome; sooner after a new term."""
+    outbox_grace: float = 600.0
+    """How long a write is kept after it appeared: longer than an election may bring news."""
+
     @classmethod
     def load(
         cls, conf: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None

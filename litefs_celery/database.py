@@ -228,9 +228,19 @@ class LiteFSCelery:
         """
         Hand ``write`` over without waiting for its outcome.
 
-        Raises `BrokerUnavailable` when the broker does not take it.
+        With an outbox it is there when this returns, and the node's worker sends it until it can
+        be read here. Raises `OutboxFull`, or without an outbox `BrokerUnavailable`.
         """
         refuse_inside_write(".delay() or .apply_async()")
+        outbox = self.parts.outbox
+        if outbox is not None:
+            outbox.add(write)
+            if self.parts.run_here(write) is None:
+                try:
+                    self.parts.publish([write])
+                except Unsent:
+                    outbox.mark_sent([write.id], 0.0)
+            return
         here = self.parts.run_here(write)
         if here is not None:
             # Waited for: a process that ends right after would take the write with it.

@@ -15,6 +15,7 @@ LiteFSCeleryError
     ├── WriteConflict              known not to have run: the id belongs to another write
     ├── WriteExpired               known not to have run, and it never will
     ├── RemoteError                refused and rolled back; the exception's class is not known here
+    ├── OutboxFull                 known not to have been submitted: the outbox is at its limit
     ├── BrokerUnavailable          not sent, or perhaps sent: see .may_have_been_sent
     ├── WriteTimeout               outcome unknown: ask outcome(write_id) later
     ├── NotYetVisible              committed on the primary, not readable on this node yet
@@ -89,6 +90,10 @@ class RemoteError(WriteError):
     ) -> None:
         super().__init__(message, write_id, method)
         self.exception = exception
+
+
+class OutboxFull(WriteError):
+    """The outbox is at its limit, or its disk is full; nothing was submitted."""
 
 
 class BrokerUnavailable(WriteError):

@@ -53,7 +53,7 @@ def writes_in(headers: Mapping[str, Any], body: Any) -> list[Write]:
     if not isinstance(own, list):
         raise ValueError(f"no write: the {HEADER!r} header is missing")  # noqa: TRY004
     try:
-        writes = [_write(entry, text) for entry, text in zip(own, body[0], strict=True)]
+        writes = [write_of(entry, text) for entry, text in zip(own, body[0], strict=True)]
         first = writes[0]
         whole = first.id == str(UUID(headers["id"])) and first.method == headers["task"]
         for write in writes:
@@ -65,7 +65,8 @@ def writes_in(headers: Mapping[str, Any], body: Any) -> list[Write]:
     return writes
 
 
-def _write(entry: Mapping[str, Any], text: str) -> Write:
+def write_of(entry: Mapping[str, Any], text: str) -> Write:
+    """The write of one entry of the header and its arguments; many errors where it is none."""
     shown_args, shown_kwargs = entry["shown"]
     write = Write(
         id=str(UUID(entry["id"])),

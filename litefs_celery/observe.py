@@ -125,6 +125,28 @@ class MessageSetAside(Record):
     reason: str
 
 
+@dataclass(frozen=True)
+class OutboxSent(Record):
+    """The node's worker sent submitted writes that have no outcome here yet."""
+
+    writes: int
+
+
+@dataclass(frozen=True)
+class WritesLost(Record):
+    """``primary`` won without these submitted writes, which others had; they are sent again."""
+
+    primary: str
+    write_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class OutboxGaveUp(Record):
+    """The deadline of these submitted writes passed, and no outcome of them became readable."""
+
+    write_ids: tuple[str, ...]
+
+
 Hook = Callable[[Record], None]
 _hooks: list[Hook] = []
 _lock = threading.Lock()
@@ -138,6 +160,8 @@ _LEVELS: dict[type[Record], int] = {
     ForwardFailed: logging.WARNING,
     MessageSetAside: logging.ERROR,
     Resent: logging.INFO,
+    WritesLost: logging.WARNING,
+    OutboxGaveUp: logging.ERROR,
 }
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import MetaData
@@ -18,9 +19,16 @@ from .committer import Committer
 from .consumer import PrimaryConsumer
 from .detector import Detector
 from .engines import Engines
-from .errors import DatabaseMissing, LiteFSCeleryError, MountUnavailable
+from .errors import (
+    ConfigurationError,
+    DatabaseMissing,
+    LiteFSCeleryError,
+    MountUnavailable,
+)
 from .forward import Forwarder
 from .litefs import LiteFSNode
+from .outbox import Outbox
+from .resender import Resender
 from .roles import Role, decide, look
 from .scalars import ScalarCodec
 from .stored import Stored
@@ -56,12 +64,27 @@ class Parts:
         )
         self.forwarder = Forwarder(db.name, settings, self.wire, self.visibility, self)
         self.sender = tasks.Sender(db.app, db.queue, timeout=settings.broker_timeout)
+        self.outbox = self._make_outbox()
+        self.resender: Resender | None = None
         self.stored = Stored(db.app, self.wire, timeout=settings.broker_timeout)
         self.consumer: PrimaryConsumer | None = None
         self.sends_events: Callable[[], bool] = lambda: False
         self._threads = threading.local()
         self._ready_until = 0.0
         self._lock = threading.Lock()
+
+    def _make_outbox(self) -> Outbox | None:
+        settings, path = self.db.settings, self.db.path
+        if not settings.outbox_dir or self.db.standalone:
+            return None
+        directory = Path(settings.outbox_dir).absolute()
+        if path.parent in (directory, *directory.parents):
+            raise ConfigurationError(
+                f"litefs_outbox_dir={settings.outbox_dir} lies in the LiteFS mount: it must "
+                "outlive what LiteFS rolls back. Use a directory on this node's own disk"
+            )
+        file = directory / f"{settings.node}.{self.db.name}.outbox"
+        return Outbox(file, limit_bytes=settings.outbox_limit_bytes)
 
     def node(self) -> LiteFSNode:
         """This thread's client of LiteFS."""
@@ -146,6 +169,12 @@ class Parts:
                 db.name, db.settings, db.litefs, begin_term=self.terms.begin,
                 newest_term=self.terms.newest, on_change=self.consumer.term_changed,
             )
+            if self.outbox is not None:
+                self.resender = Resender(
+                    db.name, db.settings, self.outbox, self.engines.reader,
+                    is_settled=self.terms.is_settled, publish=self.publish,
+                )
+                self.resender.start()
             self.consumer.start()
             detector.start()
 
@@ -153,7 +182,10 @@ class Parts:
         """Stop consuming first, while the term is held, then the detector; idempotent."""
         with self._lock:
             consumer, detector = self.consumer, self.terms.detector
+            resender, self.resender = self.resender, None
             self.consumer = self.terms.detector = None
+        if resender is not None:
+            resender.stop()
         if consumer is not None:
             consumer.stop()
         if detector is not None:
@@ -168,7 +200,10 @@ class Parts:
             "role": role.kind.value, "primary": role.primary, "reason": role.reason,
             "epoch": None if term is None else term.epoch, "queue": db.queue,
             "consuming": db.consuming, "position": None, "lag_ms": None, "ledger": None,
+            "outbox": None,
         }
+        if self.outbox is not None:
+            status["outbox"] = vars(self.outbox.size())
         with suppress(LiteFSCeleryError):
             position = self.node().position(db.path.name)
             status["position"] = None if position is None else f"{position.txid:016x}"
@@ -187,4 +222,6 @@ class Parts:
         self.committer.stop()
         self.sender.close()
         self.stored.close()
+        if self.outbox is not None:
+            self.outbox.close()
         self.engines.dispose()

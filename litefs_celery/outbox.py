@@ -1,0 +1,195 @@
+"""Submitted writes, kept on the origin's own disk until they are known to last."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import ConfigurationError, OutboxFull
+from .message import header, write_of
+from .wire import Write
+
+FULL, BUSY_TIMEOUT = 13, 5.0
+_SCHEMA = """
+    CREATE TABLE IF NOT EXISTS outbox (
+        seq INTEGER PRIMARY KEY,
+        write_id TEXT NOT NULL UNIQUE,
+        header TEXT NOT NULL,
+        arguments TEXT NOT NULL,
+        deadline REAL NOT NULL,
+        sent_at REAL NOT NULL,
+        seen_at REAL,
+        seen_term TEXT);
+    CREATE INDEX IF NOT EXISTS outbox_unseen ON outbox (sent_at) WHERE seen_at IS NULL;
+    CREATE INDEX IF NOT EXISTS outbox_seen ON outbox (seen_at) WHERE seen_at IS NOT NULL;
+"""
+# Not PRAGMA max_page_count: what is full must still take note of what was seen.
+_USED_BYTES = """
+    SELECT (page_count - freelist_count) * page_size
+    FROM pragma_page_count, pragma_freelist_count, pragma_page_size
+"""
+
+
+@dataclass(frozen=True)
+class OutboxSize:
+    """How many writes wait to be seen, and how many are kept after they were."""
+
+    waiting: int
+    seen: int
+
+
+class Outbox:
+    """
+    One SQLite file for one database on one node, shared by the node's processes.
+
+    It lies outside of the mount, because it must outlive what LiteFS rolls back. ``limit_bytes``
+    bounds it. Its own methods may be called from any thread.
+    """
+
+    def __init__(self, path: Path, *, limit_bytes: int) -> None:
+        self.path = path
+        self._limit_bytes = limit_bytes
+        self._connection: sqlite3.Connection | None = None
+        self._lock = threading.Lock()
+
+    def add(self, write: Write) -> None:
+        """
+        Keep ``write``, which is about to be sent; a second time under its id changes nothing.
+
+        Raises `OutboxFull` where the limit is reached or the disk is full: nothing was submitted.
+        """
+        entry = json.dumps(header([write])[0])
+        row = (write.id, entry, write.arguments, write.deadline, time.time())
+        try:
+            with self._transaction() as connection:
+                (used,) = connection.execute(_USED_BYTES).fetchone()
+                if used >= self._limit_bytes:
+                    raise self._full(write)
+                connection.execute(
+                    "INSERT INTO outbox (write_id, header, arguments, deadline, sent_at) "
+                    "VALUES (?, ?, ?, ?, ?) ON CONFLICT (write_id) DO NOTHING",
+                    row,
+                )
+        except sqlite3.OperationalError as error:
+            if (error.sqlite_errorcode or 0) & 0xFF != FULL:
+                raise
+            raise self._full(write) from error
+
+    def unseen(self, *, sent_before: float, limit: int) -> list[Write]:
+        """The writes without an outcome here that were last sent by that Unix time, in order."""
+        with self._transaction() as connection:
+            rows = connection.execute(
+                "SELECT header, arguments FROM outbox WHERE seen_at IS NULL AND sent_at <= ? "
+                "ORDER BY seq LIMIT ?",
+                (sent_before, limit),
+            ).fetchall()
+        return [write_of(json.loads(entry), text) for entry, text in rows]
+
+    def waiting_ids(self, *, limit: int) -> list[str]:
+        """Ids of the writes without an outcome here, the oldest first."""
+        with self._transaction() as connection:
+            rows = connection.execute(
+                "SELECT write_id FROM outbox WHERE seen_at IS NULL ORDER BY seq LIMIT ?", (limit,)
+            )
+            return [write_id for (write_id,) in rows]
+
+    def seen_under_another(self, term: str, *, limit: int) -> list[str]:
+        """Ids of the kept writes that were last seen under another term."""
+        with self._transaction() as connection:
+            rows = connection.execute(
+                "SELECT write_id FROM outbox WHERE seen_at IS NOT NULL AND seen_term IS NOT ? "
+                "LIMIT ?",
+                (term, limit),
+            )
+            return [write_id for (write_id,) in rows]
+
+    def mark_sent(self, ids: Sequence[str], at: float) -> None:
+        """Note when they were last sent, as Unix time; 0 sends them again at once."""
+        self._update("sent_at = ?", (at,), ids)
+
+    def hurry(self, ids: Sequence[str], at: float) -> None:
+        """Send them again as if they had been sent at that Unix time, if they were sent later."""
+        self._update("sent_at = min(sent_at, ?)", (at,), ids)
+
+    def mark_seen(self, ids: Sequence[str], term: str) -> None:
+        """Note that their outcomes can be read here, and under which term that was looked at."""
+        self._update("seen_at = coalesce(seen_at, ?), seen_term = ?", (time.time(), term), ids)
+
+    def mark_lost(self, ids: Sequence[str]) -> None:
+        """Their outcomes are gone, with the primary that had them: they are to be sent again."""
+        self._update("seen_at = NULL, seen_term = NULL, sent_at = 0", (), ids)
+
+    def forget(self, *, seen_before: float, expired_before: float) -> list[str]:
+        """
+        Drop what was seen before that Unix time, and what expired before that one.
+
+        Returns the ids of those that expired without having been seen.
+        """
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM outbox WHERE seen_at < ?", (seen_before,))
+            rows = connection.execute(
+                "DELETE FROM outbox WHERE seen_at IS NULL AND deadline < ? RETURNING write_id",
+                (expired_before,),
+            ).fetchall()
+        return [write_id for (write_id,) in rows]
+
+    def size(self) -> OutboxSize:
+        """How many writes there are."""
+        with self._transaction() as connection:
+            query = "SELECT count(*) FILTER (WHERE seen_at IS NULL), count(seen_at) FROM outbox"
+            return OutboxSize(*connection.execute(query).fetchone())
+
+    def close(self) -> None:
+        """Close the file; idempotent, and usable again afterwards."""
+        with self._lock:
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                connection.close()
+
+    def _full(self, write: Write) -> OutboxFull:
+        return OutboxFull(
+            f"{write.method} [{write.id}]: the outbox {self.path} is full (at most "
+            f"litefs_outbox_limit_bytes={self._limit_bytes}, or its disk is); nothing was "
+            "submitted. The primary takes less than is submitted, or this node's worker does "
+            "not run",
+            write.id,
+            write.method,
+        )
+
+    def _update(self, change: str, values: tuple[object, ...], ids: Sequence[str]) -> None:
+        if ids:
+            query = f"UPDATE outbox SET {change} WHERE write_id IN (SELECT value FROM json_each(?))"  # noqa: S608
+            with self._transaction() as connection:
+                connection.execute(query, (*values, json.dumps(list(ids))))
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            if self._connection is None:
+                self._connection = self._open()
+            with self._connection:
+                yield self._connection
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            connection = sqlite3.connect(
+                self.path, timeout=BUSY_TIMEOUT, check_same_thread=False,
+                isolation_level="IMMEDIATE",
+            )
+            connection.execute("PRAGMA journal_mode = wal")
+            connection.execute("PRAGMA synchronous = full")  # submitted means: on the disk
+            connection.executescript(_SCHEMA)
+        except (OSError, sqlite3.Error) as error:
+            raise ConfigurationError(
+                f"the outbox {self.path} cannot be opened ({error}): correct litefs_outbox_dir, a "
+                "directory on this node's own disk, outside of the LiteFS mount, that its web "
+                "processes and its worker can write to"
+            ) from error
+        return connection

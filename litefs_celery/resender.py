@@ -1,0 +1,140 @@
+"""The node's worker sends what is in its outbox until it can be read here, and looks again."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from . import ledger, observe
+from .config import Settings
+from .errors import LiteFSCeleryError
+from .forward import Unsent
+from .ledger import Sighting, TermRow
+from .message import bundles
+from .outbox import Outbox
+from .wire import Write
+
+INTERVAL = 0.25  # how late an outcome is noticed; nobody waits for that
+FORGET_INTERVAL = 10.0
+BATCH = 1_000
+# After a new term was seen: the new primary is draining the queue, a write may be in it.
+NEW_TERM_DELAY = 2.0
+
+
+class Resender:
+    """
+    One thread of the node's worker that tends its outbox.
+
+    A write is sent again until its row can be read here, and kept for ``outbox_grace`` after.
+    A new term is the sign that another node won: what it does not have is sent again, under its
+    id. ``is_settled`` tells whether a row will last beyond this node's own term.
+    """
+
+    def __init__(
+        self,
+        database: str,
+        settings: Settings,
+        outbox: Outbox,
+        reader: Engine,
+        *,
+        is_settled: Callable[[Sighting], bool],
+        publish: Callable[[Sequence[Write]], None],
+    ) -> None:
+        self._database = database
+        self._settings = settings
+        self._outbox = outbox
+        self._reader = reader
+        self._is_settled = is_settled
+        self._publish = publish
+        self._term = ""
+        self._forgot_at = 0.0
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread; idempotent."""
+        if self._thread is None:
+            self._stopped.clear()
+            name = f"litefs-{self._database}-outbox"
+            self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; idempotent. What is in the outbox stays there."""
+        self._stopped.set()
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join()
+
+    def _loop(self) -> None:
+        told = ""
+        while not self._stopped.wait(INTERVAL):
+            try:
+                self.tend()
+                told = ""
+            except (Unsent, SQLAlchemyError, LiteFSCeleryError) as error:
+                if str(error) != told:
+                    told = str(error)
+                    observe.logger.warning("the outbox of %s waits: %s", self._database, error)
+            except Exception:  # noqa: BLE001 - what is kept must go out all the same; it is logged
+                observe.logger.exception("tending the outbox of %s failed", self._database)
+
+    def tend(self) -> None:
+        """Look for outcomes, look again for older ones after a new term, send what is due."""
+        with self._reader.connect() as connection:
+            # The term first: a row that is read later is at worst looked for once more.
+            newest = ledger.newest_term(connection) if ledger.exists(connection) else None
+        if newest is not None:
+            self._see(newest)
+        self._send()
+        self._forget()
+
+    def _see(self, newest: TermRow) -> None:
+        term = f"{newest.epoch} {newest.node} {newest.litefs_id} {newest.started_at}"
+        waiting = self._outbox.waiting_ids(limit=BATCH)
+        found = self._settled(waiting)
+        self._outbox.mark_seen(found, term)
+        if term == self._term:
+            return
+        while ids := self._outbox.seen_under_another(term, limit=BATCH):
+            still = self._settled(ids)
+            self._outbox.mark_seen(still, term)
+            lost = sorted(set(ids) - set(still))
+            if lost:
+                observe.emit(observe.WritesLost(self._database, newest.node, tuple(lost)))
+            self._outbox.mark_lost(lost)
+        left = [write_id for write_id in waiting if write_id not in set(found)]
+        soon = time.time() - self._settings.outbox_resend_interval + NEW_TERM_DELAY
+        self._outbox.hurry(left, soon)
+        self._term = term
+
+    def _settled(self, ids: Sequence[str]) -> list[str]:
+        if not ids:
+            return []
+        with self._reader.connect() as connection:
+            sightings = ledger.sight(connection, ids)
+        return [seen.entry.write_id for seen in sightings if self._is_settled(seen)]
+
+    def _send(self) -> None:
+        settings, now = self._settings, time.time()
+        due = self._outbox.unseen(sent_before=now - settings.outbox_resend_interval, limit=BATCH)
+        alive = [write for write in due if write.deadline > now]
+        for part in bundles(
+            alive, max_writes=settings.group_limit, max_bytes=settings.max_payload_bytes
+        ):
+            self._publish(part)
+            self._outbox.mark_sent([write.id for write in part], time.time())
+            observe.emit(observe.OutboxSent(self._database, len(part)))
+
+    def _forget(self) -> None:
+        if time.monotonic() - self._forgot_at < FORGET_INTERVAL:
+            return
+        self._forgot_at = time.monotonic()
+        before = time.time() - self._settings.outbox_grace
+        unknown = self._outbox.forget(seen_before=before, expired_before=before)
+        if unknown:
+            observe.emit(observe.OutboxGaveUp(self._database, tuple(unknown)))

@@ -1,0 +1,248 @@
+"""What was submitted is kept until it is known to last, and sent until then."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine
+
+from litefs_celery import ConfigurationError, LiteFSCelery, OutboxFull, Settings, ledger, observe
+from litefs_celery.forward import Unsent
+from litefs_celery.outbox import Outbox, OutboxSize
+from litefs_celery.resender import Resender
+from litefs_celery.wire import Write
+from tests.support import celery_app, until
+
+SETTINGS = Settings(node="n2", outbox_resend_interval=100.0, outbox_grace=500.0)
+
+
+def a_write(text: str = "[[1], {}]", **values: Any) -> Write:
+    """Return a write with a deadline far away."""
+    options = {"origin": "n2", "deadline": time.time() + 1000, "shown": ("(1,)", "{}"), **values}
+    return Write.new("m.go", text, **options)
+
+
+@pytest.fixture
+def outbox(tmp_path: Path) -> Iterator[Outbox]:
+    """Yield an outbox in a directory that is not there yet."""
+    with closing(Outbox(tmp_path / "own" / "n2.outbox", limit_bytes=1_000_000)) as found:
+        yield found
+
+
+def fill(outbox: Outbox) -> tuple[list[Write], OutboxFull]:
+    """Add writes until one is refused; return those before it, and the error."""
+    kept = []
+    for _ in range(100):
+        write = a_write("x" * 5_000)
+        try:
+            outbox.add(write)
+        except OutboxFull as error:
+            return kept, error
+        kept.append(write)
+    pytest.fail("the outbox has no limit")
+
+
+class Bench:
+    """A resender on a real ledger, which publishes into a list."""
+
+    def __init__(self, folder: Path, outbox: Outbox) -> None:
+        self.outbox = outbox
+        self.engine = create_engine(
+            f"sqlite:///{folder}/app.db", isolation_level="AUTOCOMMIT"
+        )
+        self.sent: list[str] = []
+        self.broken: Unsent | None = None
+        self.settled = True
+        self.resender = Resender(
+            "default", SETTINGS, outbox, self.engine, is_settled=lambda _row: self.settled,
+            publish=self.publish,
+        )
+        with self.engine.connect() as connection:
+            ledger.begin_term(connection, "n1", "id1")
+
+    def publish(self, writes: Sequence[Write]) -> None:
+        """Note what is sent, or fail."""
+        if self.broken is not None:
+            raise self.broken
+        self.sent += [write.id for write in writes]
+
+    def commit(self, write: Write) -> None:
+        """Leave the row that a committed write leaves."""
+        row = ledger.Entry(write.id, write.method, write.fingerprint, "{}", 1, time.time())
+        with self.engine.connect() as connection:
+            ledger.record(connection, [row])
+
+    def roll_back(self, write: Write, winner: str) -> None:
+        """Do what LiteFS does where a node without that write wins the election."""
+        with self.engine.connect() as connection:
+            connection.exec_driver_sql(
+                f"DELETE FROM {ledger.LEDGER} WHERE write_id = ?", (write.id,)
+            )
+            connection.exec_driver_sql(f"DELETE FROM {ledger.TERMS}")
+            connection.exec_driver_sql("DELETE FROM sqlite_sequence")
+            ledger.begin_term(connection, winner, "id9")
+
+
+@pytest.fixture
+def bench(tmp_path: Path, outbox: Outbox) -> Iterator[Bench]:
+    """Yield a resender that is tended by hand."""
+    found = Bench(tmp_path, outbox)
+    yield found
+    found.engine.dispose()
+
+
+def test_a_kept_write_comes_out_as_it_went_in(outbox: Outbox) -> None:
+    """Id, arguments, deadline, fingerprint and what is shown survive, also for another process."""
+    write = a_write('[["\\u00e9"], {}]')
+    outbox.add(write)
+    outbox.add(write)
+    with closing(Outbox(outbox.path, limit_bytes=1_000_000)) as other:
+        (found,) = other.unseen(sent_before=time.time() + 1, limit=10)
+    assert (found, found.shown) == (write, write.shown)
+    assert outbox.size() == OutboxSize(waiting=1, seen=0)
+
+
+def test_what_add_returned_for_is_on_the_disk(outbox: Outbox) -> None:
+    """A commit of the outbox is synced before it returns."""
+    outbox.add(a_write())
+    with outbox._transaction() as connection:
+        assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
+
+
+def test_a_full_outbox_refuses_and_keeps_what_it_has(tmp_path: Path) -> None:
+    """At its limit the outbox says so before the disk is full, and takes again once it has room."""
+    with closing(Outbox(tmp_path / "small.outbox", limit_bytes=100_000)) as small:
+        kept, refused = fill(small)
+        assert "litefs_outbox_limit_bytes=100000" in str(refused)
+        assert refused.write_id not in [write.id for write in kept]
+        assert small.waiting_ids(limit=1000) == [write.id for write in kept]
+        small.mark_seen([write.id for write in kept], "1")
+        small.forget(seen_before=time.time() + 1, expired_before=0.0)
+        small.add(a_write("x" * 5_000))
+
+
+def test_an_outbox_that_cannot_be_made_names_the_setting(tmp_path: Path) -> None:
+    """A directory that is a file, or not writable, is a wrong setting, told at the first write."""
+    (tmp_path / "file").write_text("")
+    wrong = Outbox(tmp_path / "file" / "x.outbox", limit_bytes=100_000)
+    with pytest.raises(ConfigurationError, match="litefs_outbox_dir"):
+        wrong.add(a_write())
+
+
+def test_an_outbox_in_the_mount_is_refused(tmp_path: Path) -> None:
+    """It must outlive what LiteFS rolls back, so it must not lie beside the database."""
+    settings = Settings(node="n2", fixed_primary="n1", outbox_dir=str(tmp_path / "mount" / "out"))
+    db = LiteFSCelery(celery_app(), f"sqlite:///{tmp_path}/mount/app.db", settings=settings)
+    with pytest.raises(ConfigurationError, match="litefs_outbox_dir"):
+        _ = db.parts
+
+
+def test_a_write_is_sent_until_its_row_is_there(bench: Bench) -> None:
+    """It is sent again when due, not before, and never again once it was seen."""
+    write = a_write()
+    bench.outbox.add(write)
+    bench.resender.tend()
+    assert bench.sent == []  # the submitting process has just sent it
+    bench.outbox.mark_sent([write.id], 0.0)
+    bench.resender.tend()
+    bench.resender.tend()
+    assert bench.sent == [write.id]
+    bench.commit(write)
+    bench.outbox.mark_sent([write.id], 0.0)
+    bench.resender.tend()
+    assert bench.sent == [write.id]
+    assert bench.outbox.size() == OutboxSize(waiting=0, seen=1)
+
+
+def test_a_row_that_may_not_last_does_not_count(bench: Bench) -> None:
+    """What this node committed as primary counts only once that is confirmed."""
+    write = a_write()
+    bench.outbox.add(write)
+    bench.commit(write)
+    bench.settled = False
+    bench.resender.tend()
+    assert bench.outbox.size() == OutboxSize(waiting=1, seen=0)
+
+
+def test_a_write_that_a_stale_winner_rolled_back_is_sent_again(bench: Bench) -> None:
+    """Seen, lost in an election: it goes out under its id, though the winner reused the epoch."""
+    lost, kept = a_write(), a_write()
+    told: list[observe.Record] = []
+    end = observe.subscribe(told.append)
+    for write in (lost, kept):
+        bench.outbox.add(write)
+        bench.commit(write)
+    bench.resender.tend()
+    bench.roll_back(lost, "n3")
+    bench.resender.tend()
+    end()
+    assert bench.sent == [lost.id]
+    assert observe.WritesLost("default", "n3", (lost.id,)) in told
+    assert bench.outbox.size() == OutboxSize(waiting=1, seen=1)
+
+
+def test_a_new_term_hurries_what_waits(bench: Bench) -> None:
+    """What an earlier primary may have taken along is sent soon, not at the next interval."""
+    write = a_write()
+    bench.resender.tend()
+    bench.outbox.add(write)
+    with bench.engine.connect() as connection:
+        ledger.begin_term(connection, "n3", "id3")
+    bench.resender.tend()
+    soon = time.time() + 3.0 - SETTINGS.outbox_resend_interval
+    assert [w.id for w in bench.outbox.unseen(sent_before=soon, limit=9)] == [write.id]
+
+
+def test_a_broker_that_is_away_costs_nothing(bench: Bench) -> None:
+    """What could not be sent stays due."""
+    write = a_write()
+    bench.outbox.add(write)
+    bench.outbox.mark_sent([write.id], 0.0)
+    bench.broken = Unsent(OSError("away"), maybe_sent=False)
+    with pytest.raises(Unsent):
+        bench.resender.tend()
+    bench.broken = None
+    bench.resender.tend()
+    assert bench.sent == [write.id]
+
+
+def test_an_expired_write_is_not_sent_and_told_at_last(bench: Bench) -> None:
+    """Past its deadline nothing is sent; past the grace period it is told as unknown, by id."""
+    write = a_write(deadline=time.time() - 1)
+    bench.outbox.add(write)
+    bench.outbox.mark_sent([write.id], 0.0)
+    bench.resender.tend()
+    assert bench.sent == []
+    assert bench.outbox.forget(seen_before=0.0, expired_before=time.time()) == [write.id]
+
+
+def test_the_thread_sends_and_ends(bench: Bench) -> None:
+    """The worker's thread tends the outbox by itself, and what it did not send stays."""
+    write = a_write()
+    bench.outbox.add(write)
+    bench.outbox.mark_sent([write.id], 0.0)
+    bench.resender.start()
+    bench.resender.start()
+    until(lambda: bench.sent == [write.id], "the write sent")
+    bench.resender.stop()
+    bench.resender.stop()
+    assert not [t for t in threading.enumerate() if t.name == "litefs-default-outbox"]
+
+
+def test_two_processes_share_an_outbox(outbox: Outbox) -> None:
+    """A writer in another connection waits for its turn instead of failing."""
+    outbox.add(a_write())
+    with closing(sqlite3.connect(outbox.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        adding = threading.Thread(target=outbox.add, args=(a_write(),))
+        adding.start()
+        other.execute("COMMIT")
+        adding.join(5.0)
+    assert outbox.size().waiting == 2
