@@ -134,12 +134,13 @@ class Detector:
         tracked = None
         if ask_info and "table" in self._settings.sources:
             tracked = self._newest_term()
-        facts = look(node, self._settings, ask_info=ask_info, tracked=tracked)
-        if not ask_info and not facts.file_error and self._file_moved(facts):
+        polls = "info" in self._settings.sources
+        facts = look(node, self._settings, ask_info=ask_info and polls, tracked=tracked)
+        if polls and not ask_info and not facts.file_error and self._file_moved(facts):
             # .primary came or went: only /info can say what that means.
             ask_info = True
             facts = look(node, self._settings, tracked=tracked)
-        if "info" not in self._settings.sources:
+        if not polls:
             facts = replace(facts, info=self._heard)
         elif not ask_info and not facts.file_error:
             facts = replace(facts, info=self._info, info_error=self._info_error)

@@ -32,6 +32,10 @@ INFRASTRUCTURE = LOST | {FULL, BUSY, NOMEM}
 ONE_MAY_CAUSE = frozenset({FULL, CORRUPT, NOMEM})
 CORRUPT_VTAB = 267
 
+# After a snapshot of another node the file's change counter can be what it was, and SQLite then
+# goes on with the pages it has (litefs 0.5.14): a connection this old is replaced at its next use.
+READER_AGE = 5
+
 OnConnect = Callable[[sqlite3.Connection], None]
 
 
@@ -42,9 +46,10 @@ class Engines:
     """
     The engines of one database file.
 
-    ``reader`` is autocommit: no read transaction outlives its statement. ``local`` begins a
-    transaction as SQLAlchemy's Sessions expect. ``writer`` begins IMMEDIATE, under `Guard`;
-    ``setup`` begins IMMEDIATE on a connection that is opened for it and closed after.
+    ``reader`` is autocommit: no read transaction outlives its statement. ``fresh`` is the same by
+    a new connection each time. ``local`` begins a transaction as SQLAlchemy's Sessions expect.
+    ``writer`` begins IMMEDIATE, under `Guard`; ``setup`` begins IMMEDIATE on a connection that is
+    opened for it and closed after.
     ``relies_on_litefs`` says that LiteFS itself makes commits durable.
     Only ``may_create`` (standalone, or the primary's own set-up) creates a missing file: a file
     made on a replica, or in an empty mount point, would be a phantom whose writes are lost.
@@ -66,8 +71,10 @@ class Engines:
         self._on_connect = on_connect
         self._holders: dict[int, int] = {}
         self._holders_lock = threading.Lock()
-        self.reader = self._engine(isolation_level="AUTOCOMMIT")
-        self.local = self._engine()
+        aged = {"pool_recycle": READER_AGE}
+        self.reader = self._engine(isolation_level="AUTOCOMMIT", **aged)
+        self.fresh = self._engine(isolation_level="AUTOCOMMIT", poolclass=NullPool)
+        self.local = self._engine(**aged)
         self.writer = self._engine(pool_size=1, max_overflow=0)
         self.setup = self._engine(poolclass=NullPool)
         event.listen(self.setup, "begin", _begin_immediate)

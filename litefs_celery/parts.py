@@ -171,7 +171,7 @@ class Parts:
             )
             if self.outbox is not None:
                 self.resender = Resender(
-                    db.name, db.settings, self.outbox, self.engines.reader,
+                    db.name, db.settings, self.outbox, self.engines.fresh,
                     is_settled=self.terms.is_settled, publish=self.publish,
                 )
                 self.resender.start()

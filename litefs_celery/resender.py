@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from . import ledger, observe
@@ -18,7 +18,7 @@ from .message import bundles
 from .outbox import Outbox
 from .wire import Write
 
-INTERVAL = 0.25  # how late an outcome is noticed; nobody waits for that
+INTERVAL = 0.5  # how late an outcome is noticed; nobody waits for that
 FORGET_INTERVAL = 10.0
 BATCH = 1_000
 # After a new term was seen: the new primary is draining the queue, a write may be in it.
@@ -31,7 +31,9 @@ class Resender:
 
     A write is sent again until its row can be read here, and kept for ``outbox_grace`` after.
     A new term is the sign that another node won: what it does not have is sent again, under its
-    id. ``is_settled`` tells whether a row will last beyond this node's own term.
+    id. ``is_settled`` tells whether a row will last beyond this node's own term. ``reader`` must
+    open a connection for each look: SQLite keeps its pages while the file's change counter is
+    the same, which it can be after LiteFS has put another node's state in its place.
     """
 
     def __init__(
@@ -88,20 +90,20 @@ class Resender:
         with self._reader.connect() as connection:
             # The term first: a row that is read later is at worst looked for once more.
             newest = ledger.newest_term(connection) if ledger.exists(connection) else None
-        if newest is not None:
-            self._see(newest)
+            if newest is not None:
+                self._see(connection, newest)
         self._send()
         self._forget()
 
-    def _see(self, newest: TermRow) -> None:
+    def _see(self, connection: Connection, newest: TermRow) -> None:
         term = f"{newest.epoch} {newest.node} {newest.litefs_id} {newest.started_at}"
         waiting = self._outbox.waiting_ids(limit=BATCH)
-        found = self._settled(waiting)
+        found = self._settled(connection, waiting)
         self._outbox.mark_seen(found, term)
         if term == self._term:
             return
         while ids := self._outbox.seen_under_another(term, limit=BATCH):
-            still = self._settled(ids)
+            still = self._settled(connection, ids)
             self._outbox.mark_seen(still, term)
             lost = sorted(set(ids) - set(still))
             if lost:
@@ -112,11 +114,8 @@ class Resender:
         self._outbox.hurry(left, soon)
         self._term = term
 
-    def _settled(self, ids: Sequence[str]) -> list[str]:
-        if not ids:
-            return []
-        with self._reader.connect() as connection:
-            sightings = ledger.sight(connection, ids)
+    def _settled(self, connection: Connection, ids: Sequence[str]) -> list[str]:
+        sightings = ledger.sight(connection, ids) if ids else []
         return [seen.entry.write_id for seen in sightings if self._is_settled(seen)]
 
     def _send(self) -> None:

@@ -90,9 +90,12 @@ def look(
     ask_info: bool = True,
     tracked: TermRow | None = None,
 ) -> Facts:
-    """One look at the file and, unless the file already proves a replica, at ``/info``."""
+    """
+    One look at the file and, unless the file already proves a replica, at ``/info``.
+
+    Whether ``/info`` is a source is for who looks again and again; once, it is the only proof.
+    """
     facts = Facts(tracked=tracked)
-    ask_info = ask_info and "info" in settings.sources
     if settings.has_fixed_role:
         return facts
     try:

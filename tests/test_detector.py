@@ -144,11 +144,15 @@ def test_a_look_without_a_file_asks_info(tmp_path: Path) -> None:
 
 
 def test_sources_that_are_off_say_nothing(tmp_path: Path) -> None:
-    """A file that is no source is not listened to, and ``/info`` that is none not asked."""
+    """A file that is no source is not listened to; with a fixed role nothing is asked."""
     (tmp_path / ".primary").write_text("n2\n")
     assert look_at(tmp_path, sources=("info",)).file is None
-    assert look_at(tmp_path, sources=("events",)) == Facts()
     assert look_at(tmp_path, fixed_primary="n1") == Facts()
+
+
+def test_one_look_has_info_as_its_proof(tmp_path: Path) -> None:
+    """A process without a detector asks ``/info`` once, also where it is not polled."""
+    assert "litefs_api_url" in look_at(tmp_path, sources=("events",)).info_error
 
 
 def test_a_term_ends_once() -> None:

@@ -7,18 +7,22 @@ Each line is ``{"id", "call", "args", "options", "wait"}``; each answer ``{"id",
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from litefs_celery import observe
+from tests.cluster.gates import gates
 from worker.celeryapp import db
 from worker.models import Account, Base, Region
 from worker.repositories import accounts, regions
 
 THREADS = 80
 _print_lock = threading.Lock()
+_records: list[observe.Record] = []
 
 
 def plain(value: Any) -> Any:
@@ -37,7 +41,7 @@ def run(call: str, args: list[Any], options: dict[str, Any]) -> Any:
     kind, _, name = call.partition(".")
     if kind == "db":
         return CALLS[name](*args)
-    method = getattr({"regions": regions, "accounts": accounts}[kind], name)
+    method = getattr({"regions": regions, "accounts": accounts, "gates": gates}[kind], name)
     if options.pop("delay", False):
         return method.options(**options).delay(*args).id if options else method.delay(*args).id
     return method.options(**options)(*args) if options else method(*args)
@@ -75,6 +79,31 @@ def read_in_session_and_write(code: str) -> Any:
         return regions.visit(code)
 
 
+def resent(write_id: str) -> list[int]:
+    """The attempts of a write of this process, from its second."""
+    return [
+        record.attempt
+        for record in list(_records)
+        if isinstance(record, observe.Resent) and record.write_id == write_id
+    ]
+
+
+def where(node: str) -> int:
+    """The process that runs a submitted read: the worker's of ``node``, or of this node."""
+    method = regions.where.options(node=node) if node else regions.where
+    return method.delay().get(timeout=60)
+
+
+def visit_together(code: str, times: int) -> list[int]:
+    """Await that many visits at once on one event loop, and then read the count here."""
+
+    async def together() -> list[int]:
+        return await asyncio.gather(*(regions.visit.aio(code) for _ in range(times)))
+
+    values = asyncio.run(together())
+    return [*sorted(values), CALLS["visits"](code)]
+
+
 CALLS = {
     "insert": insert,
     "insert_all": insert_all,
@@ -83,6 +112,10 @@ CALLS = {
     "update_all": update_all,
     "await_outcome": db.await_outcome,
     "read_in_session_and_write": read_in_session_and_write,
+    "resent": resent,
+    "where": where,
+    "where_now": regions.where,
+    "visit_together": visit_together,
     "status": db.node_status,
     "create_all": lambda mode: db.create_all(Base.metadata, journal_mode=mode),
     "visits": lambda code: getattr(regions.get_by(code=code), "visits", None),
@@ -111,6 +144,7 @@ def answer(line: str) -> None:
 
 def main() -> None:
     """Answer until standard input ends."""
+    observe.subscribe(_records.append)
     with ThreadPoolExecutor(THREADS) as pool:
         for line in sys.stdin:
             pool.submit(answer, line)

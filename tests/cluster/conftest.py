@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -24,20 +24,43 @@ def _cluster(kind: str, root: Any) -> Any:
     return RealCluster(root)
 
 
-@pytest.fixture(scope="package", params=KINDS)
-def running_site(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Site]:
-    """A started site of one kind, shared by the suite."""
-    directory = tmp_path_factory.mktemp(request.param)
+def _sites(
+    request: pytest.FixtureRequest, factory: Any, environ: Mapping[str, str] | None = None
+) -> Iterator[Site]:
+    directory = factory.mktemp(request.param)
     mode = "wal" if request.param.endswith("wal") else "delete"
     site = Site(
         _cluster(request.param, directory / "cluster"), directory, mode,
-        os.environ.get("CLUSTER_TEST_POOL", "threads"),
+        os.environ.get("CLUSTER_TEST_POOL", "threads"), environ,
     )
     try:
         site.start()
         yield site
     finally:
         site.stop()
+
+
+@pytest.fixture(scope="package", params=KINDS)
+def running_site(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Site]:
+    """A started site of one kind, shared by the suite."""
+    yield from _sites(request, tmp_path_factory)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def running_kept_site(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Site]:
+    """The same, with an outbox on each node, which sends again soon."""
+    environ = {
+        "LITEFS_CELERY_OUTBOX_DIR": str(tmp_path_factory.mktemp("outbox")),
+        "LITEFS_CELERY_OUTBOX_RESEND_INTERVAL": "3",
+    }
+    yield from _sites(request, tmp_path_factory, environ)
+
+
+@pytest.fixture
+def kept_site(running_kept_site: Site) -> Site:
+    """The site with outboxes, healthy."""
+    running_kept_site.heal()
+    return running_kept_site
 
 
 @pytest.fixture

@@ -10,9 +10,12 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
+from collections.abc import Mapping
 from concurrent.futures import Future
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from celery import Celery
 
@@ -20,6 +23,9 @@ from worker.fleet import NodeProcesses, RedisServer, wait_until
 
 # A failover of real LiteFS takes up to 22 s, and starting three workers on a busy machine long.
 PATIENCE = 90.0
+QUEUE = "litefs-primary"
+# An open read transaction, which freezes replication on its node.
+READING = ("BEGIN", "SELECT count(*) FROM regions")
 
 
 class CallError(Exception):
@@ -88,12 +94,16 @@ class Caller:
 class Site:
     """Everything of one cluster kind; `heal` brings it back to health between tests."""
 
-    def __init__(self, cluster: Any, directory: Path, journal_mode: str, pool: str) -> None:
+    def __init__(
+        self, cluster: Any, directory: Path, journal_mode: str, pool: str,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
         self.cluster = cluster
         self.journal_mode = journal_mode
         self.redis = RedisServer(directory / "redis")
         self._directory = directory
         self._pool = pool
+        self._environ = environ
         self.processes: dict[str, NodeProcesses] = {}
         self.callers: dict[str, Caller] = {}
 
@@ -103,8 +113,10 @@ class Site:
         self.redis.start()
         for node in self.cluster.nodes:
             processes = NodeProcesses(
-                node, self._directory / node.name, broker_url=self.redis.url, pool=self._pool
+                node, self._directory / node.name, broker_url=self.redis.url, pool=self._pool,
+                environ=self._environ,
             )
+            processes.worker.command += ["--include", "tests.cluster.gates"]
             self.processes[node.name] = processes
             log = self._directory / node.name / "caller.log"
             self.callers[node.name] = Caller(processes.environ, log)
@@ -158,6 +170,15 @@ class Site:
                 connection.close()
         return answers
 
+    def unacknowledged(self) -> int:
+        """How many messages of writes a worker has taken and not acknowledged."""
+        count: int = self.redis.client().hlen(f"{QUEUE}-unacked")
+        return count
+
+    def gate(self) -> Gate:
+        """A new gate for ``gates.visit``, closed."""
+        return Gate(self._directory / f"gate-{uuid.uuid4().hex[:8]}")
+
     def tails(self) -> str:
         """The ends of the workers' logs."""
         return "\n".join(
@@ -169,6 +190,92 @@ class Site:
         primary = self.cluster.primary(PATIENCE).name
         log = self.processes[primary].worker.log.read_text(errors="replace")
         return log.rfind("consuming=True") > log.rfind("consuming=False")
+
+
+class Gate:
+    """Where writes of ``gates.visit`` wait until it is opened; a block opens it at its end."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+        self._path = path
+        self._runs = path.with_name(f"{path.name}.runs")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.open()
+
+    def open(self) -> None:
+        """Let them go on."""
+        self._path.touch()
+
+    def wait_reached(self, explain: Any = lambda: "") -> None:
+        """Wait until a write stands at it, in the middle of its transaction."""
+        wait_until(self._runs.exists, PATIENCE, explain)
+
+
+class OpenTransaction:
+    """A transaction that another process has begun on a database and keeps open."""
+
+    def __init__(self, database: object, *statements: str, mode: str = "rw") -> None:
+        uri = f"file:{database}?mode={mode}"
+        program = (
+            "import sqlite3, sys\n"
+            f"c = sqlite3.connect({uri!r}, uri=True, isolation_level=None, timeout=30)\n"
+            f"for s in {statements!r}: c.execute(s).fetchall()\n"
+            "print('held', flush=True); sys.stdin.read()\n"
+        )
+        self._child = subprocess.Popen(
+            [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert self._child.stdout
+        assert self._child.stdout.readline().strip() == b"held"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """End the process and with it the transaction."""
+        self._child.communicate()
+
+
+def code(prefix: str) -> str:
+    """A new region's code."""
+    return f"{prefix}-{uuid.uuid4().hex[:8]}"
+
+
+def region(site: Site, prefix: str, **fields: object) -> str:
+    """A new region's code, inserted on the primary and seen everywhere."""
+    name = code(prefix)
+    site.on(site.primary()).call("db.insert", {"code": name, "name": name, **fields})
+    site.cluster.wait_synced(PATIENCE)
+    return name
+
+
+def everywhere(site: Site, query: str, *parameters: object) -> list[Any]:
+    """The rows of a query, the same on every node."""
+    answers = site.rows(query, *parameters)
+    first = next(iter(answers.values()))
+    assert all(rows == first for rows in answers.values()), answers
+    return first
+
+
+def visits(site: Site, name: str) -> int:
+    """How often a region was visited, the same on every node."""
+    [(count,)] = everywhere(site, "SELECT visits FROM regions WHERE code = ?", name)
+    return int(count)
+
+
+def known(site: Site, node: str, write_id: str) -> bool:
+    """Whether that node's file holds an outcome of the write."""
+    uri = f"file:{site.cluster.node(node).database()}?mode=ro"
+    with closing(sqlite3.connect(uri, uri=True, timeout=10)) as connection:
+        query = "SELECT count(*) FROM _litefs_celery_ledger WHERE write_id = ?"
+        return bool(connection.execute(query, (write_id,)).fetchone()[0])
 
 
 def visit_in_tasks(redis: RedisServer, code: str, *, tasks: int, visits: int) -> list[int]:

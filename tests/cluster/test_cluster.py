@@ -13,30 +13,20 @@ import uuid
 
 import pytest
 
-from tests.cluster.site import PATIENCE, CallError, Site, Writers, visit_in_tasks
+from tests.cluster.site import (
+    PATIENCE,
+    QUEUE,
+    READING,
+    CallError,
+    OpenTransaction,
+    Site,
+    Writers,
+    code,
+    everywhere,
+    region,
+    visit_in_tasks,
+)
 from worker.fleet import ROOT, wait_until
-
-QUEUE = "litefs-primary"
-
-
-def code(prefix: str) -> str:
-    return f"{prefix}-{uuid.uuid4().hex[:8]}"
-
-
-def region(site: Site, prefix: str, **fields: object) -> str:
-    """A new region's code, inserted on the primary and seen everywhere."""
-    name = code(prefix)
-    site.on(site.primary()).call("db.insert", {"code": name, "name": name, **fields})
-    site.cluster.wait_synced(PATIENCE)
-    return name
-
-
-def everywhere(site: Site, query: str, *parameters: object) -> list[object]:
-    """The rows of a query, the same on every node."""
-    answers = site.rows(query, *parameters)
-    first = next(iter(answers.values()))
-    assert all(rows == first for rows in answers.values()), answers
-    return first
 
 
 def litefs(site: Site, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -132,6 +122,22 @@ def test_submitted_writes_take_effect_once_each(site: Site) -> None:
     for write_id in ids:
         caller.call("db.await_outcome", write_id, 30)
     assert everywhere(site, "SELECT visits FROM regions WHERE code = ?", name) == [(50,)]
+
+
+def test_awaited_writes_share_an_event_loop(site: Site) -> None:
+    """`.aio()` from a replica gives each awaiting call its value, which is readable there."""
+    name, caller = region(site, "aio"), site.on(site.replicas()[0])
+    assert caller.call("db.visit_together", name, 20) == [*range(1, 21), 20]
+
+
+def test_a_read_runs_beside_the_data_of_the_node_it_names(site: Site) -> None:
+    """A submitted read runs in the worker of the node it names, else of its caller's own node."""
+    workers = {name: processes.worker.pid for name, processes in site.processes.items()}
+    for here in site.callers:
+        for node in ("", *site.callers):
+            # The worker's own process, or one of its pool.
+            assert os.getpgid(site.on(here).call("db.where", node)) == workers[node or here]
+        assert os.getpgid(site.on(here).call("db.where_now")) not in workers.values()
 
 
 def test_promote_with_writers_running(site: Site) -> None:
@@ -246,36 +252,12 @@ def test_committed_but_not_here_yet_is_told_apart(site: Site) -> None:
     """A replica that does not replicate gets NotYetVisible, and the outcome once it does."""
     name, replica = region(site, "frozen"), site.replicas()[0]
     caller, node = site.on(replica), site.cluster.node(replica)
-    blocker = BlockReplication(node.database())
-    try:
+    with OpenTransaction(node.database(), *READING, mode="ro"):
         with pytest.raises(CallError) as early:
             caller.call("regions.visit", name, timeout=2.0)
         assert early.value.kind == "NotYetVisible"
-    finally:
-        blocker.release()
     caller.call("db.await_outcome", early.value.write_id, 30)
     assert everywhere(site, "SELECT visits FROM regions WHERE code = ?", name) == [(1,)]
-
-
-class BlockReplication:
-    """An open read transaction in another process: it freezes replication on its node."""
-
-    def __init__(self, database: object) -> None:
-        program = (
-            "import sqlite3, sys\n"
-            f"c = sqlite3.connect('file:{database}?mode=ro', uri=True, isolation_level=None)\n"
-            "c.execute('BEGIN'); c.execute('SELECT count(*) FROM regions').fetchone()\n"
-            "print('held', flush=True); sys.stdin.read()\n"
-        )
-        self._child = subprocess.Popen(
-            [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        assert self._child.stdout
-        assert self._child.stdout.readline().strip() == b"held"
-
-    def release(self) -> None:
-        """End the transaction."""
-        self._child.communicate()
 
 
 def test_the_same_message_three_times_takes_effect_once(site: Site) -> None:
@@ -357,3 +339,19 @@ def test_callers_on_every_node_at_once_after_two_moves(site: Site) -> None:
 
     with ThreadPoolExecutor(3) as pool:
         assert sorted(pool.map(write, sorted(site.callers))) == [1, 2, 3]
+
+
+def test_a_node_reads_on_after_its_litefs_was_killed(site: Site) -> None:
+    """Once LiteFS is back on a node, the processes there read at once, and ask for outcomes."""
+    name, replica, write_id = region(site, "reads"), site.replicas()[0], str(uuid.uuid4())
+    caller, node = site.on(replica), site.cluster.node(replica)
+    assert caller.call("regions.visit", name, write_id=write_id) == 1
+    assert caller.call("db.visits", name) == 1
+    node.kill()
+    node.start()
+    site.cluster.wait_synced(PATIENCE)
+    back_at = time.monotonic()
+    assert caller.call("db.outcome", write_id) == "Committed"
+    assert caller.call("db.visits", name) == 1
+    # SQLite itself tries for ten seconds to read a WAL that was opened before.
+    assert time.monotonic() - back_at < 5

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing, suppress
 from functools import partial
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from litefs_celery.emulator.real import RealCluster, RealNode, missing_programs
+from tests.cluster.site import Site, everywhere, region, visits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -185,6 +188,66 @@ def test_the_cluster_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
         assert len(_left_of(tmp_path)) >= 3
         parent.send_signal(signal.SIGKILL)
     _until(15.0, lambda: _left_of(tmp_path) == [])
+
+
+def test_a_write_mends_what_a_killed_writer_left_of_a_wal(tmp_path: Path) -> None:
+    """
+    Where kill -9 of another writer made every plain write fail, one of the library takes effect.
+    """
+    cluster = RealCluster(tmp_path / "cluster", ("a", "b"), lease_ttl=2.0)
+    site = Site(cluster, tmp_path, "wal", "threads")
+    try:
+        site.start()
+        name, database = region(site, "mended"), cluster.primary().database()
+        _plain_write(database, "CREATE TABLE t (x)")
+        _kill_writers_until_all_fail(database)
+        assert site.on(site.replicas()[0]).call("regions.visit", name) == 1
+        _plain_write(database, "INSERT INTO t VALUES ('after')")
+        assert visits(site, name) == 1
+        everywhere(site, "SELECT count(*), sum(x = 'after') FROM t")
+    except BaseException:
+        print(site.tails())
+        raise
+    finally:
+        site.stop()
+
+
+# With synchronous=FULL about one kill in six hits a commit between its last frame and its entry
+# in the index: of so many, one does.
+KILLS = 150
+_WRITER = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], timeout=30, isolation_level=None)
+connection.execute("PRAGMA synchronous = full")
+while True:
+    connection.execute("INSERT INTO t VALUES (randomblob(2000))")
+    print("one", flush=True)
+"""
+
+
+def _kill_writers_until_all_fail(database: Path) -> None:
+    moments = random.Random(0)
+    for _ in range(KILLS):
+        command = (sys.executable, "-c", _WRITER, str(database))
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+            assert writer.stdout is not None
+            for _ in range(5):
+                assert writer.stdout.readline() == b"one\n"
+            # Nothing is waited for: each kill is to come at another moment of a commit.
+            threading.Event().wait(moments.uniform(0, 0.01))
+            writer.kill()
+        with suppress(sqlite3.OperationalError):
+            _plain_write(database, "INSERT INTO t VALUES ('between')")
+            continue
+        with pytest.raises(sqlite3.OperationalError, match="disk I/O error"):
+            _plain_write(database, "INSERT INTO t VALUES ('again')")
+        return
+    pytest.fail(f"{KILLS} kills of a busy writer left nothing to mend")
+
+
+def _plain_write(path: Path, statement: str) -> None:
+    with closing(sqlite3.connect(path, timeout=30, isolation_level=None)) as connection:
+        connection.execute(statement)
 
 
 def _create(path: Path, mode: str) -> None:

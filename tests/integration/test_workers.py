@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,15 @@ from support import Base, User
 
 from litefs_celery import LiteFSCelery, Repository, Settings, UnknownMethod
 from litefs_celery.emulator import EmulatedCluster
-from tests.cluster.site import PATIENCE, Site, visit_in_tasks
+from tests.cluster.site import (
+    PATIENCE,
+    QUEUE,
+    OpenTransaction,
+    Site,
+    region,
+    visit_in_tasks,
+    visits,
+)
 from worker.fleet import Process, RedisServer, wait_until
 
 POOLS = ["solo", "prefork", "threads", "gevent"]
@@ -53,10 +62,10 @@ def test_every_pool_carries_writes(pool: str, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    """Return two emulated nodes with their workers."""
+def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
+    """Return two emulated nodes with their workers, which may be given more of an environment."""
     cluster = EmulatedCluster(tmp_path / "cluster", names=("a", "b"), failover_gap=0.2)
-    running = Site(cluster, tmp_path, "delete", "threads")
+    running = Site(cluster, tmp_path, "delete", "threads", getattr(request, "param", None))
     try:
         running.start()
         yield running
@@ -133,4 +142,96 @@ def test_stopping_the_primarys_worker_hands_its_writes_on(site: Site) -> None:
     worker.stop()
     worker.start()
     assert sorted(future.result(PATIENCE) for future in waiting) == list(range(1, 61))
-    wait_until(lambda: site.redis.client().llen("litefs-primary") == 0, PATIENCE)
+    wait_until(lambda: site.redis.client().llen(QUEUE) == 0, PATIENCE)
+
+
+SOURCES = ["events", "info", "info,file"]
+
+
+@pytest.mark.parametrize(
+    "site", [{"LITEFS_CELERY_SOURCES": sources} for sources in SOURCES], indirect=True, ids=SOURCES
+)
+def test_writes_follow_the_primary_by_whatever_source(site: Site) -> None:
+    """A promote moves the consumer and every node's writes, also where few sources are on."""
+    first, second, name = site.primary(), site.replicas()[0], region(site, "source")
+    assert site.on(second).call("regions.visit", name) == 1
+    site.cluster.promote(second)
+    assert site.on(first).call("regions.visit", name, timeout=15) == 2
+    assert site.on(second).call("regions.visit", name, timeout=15) == 3
+    site.heal()
+    assert visits(site, name) == 3
+
+
+NO_API = {"LITEFS_CELERY_FIXED_PRIMARY": "a", "LITEFS_CELERY_API_URL": "http://127.0.0.1:1"}
+
+
+@pytest.mark.parametrize("site", [NO_API], indirect=True, ids=["a"])
+def test_a_fixed_primary_is_forwarded_to(site: Site) -> None:
+    """Where the settings name the primary, a replica's write goes there; no API is asked."""
+    assert site.primary() == "a"
+    name = region(site, "fixed")
+    assert site.on("b").call("regions.visit", name) == 1
+    assert site.on("b").call("db.visits", name) == 1
+    assert site.on("a").call("regions.visit", name) == 2
+
+
+LOCKED_FOR = 6.0  # seconds; without pauses there would be 30 attempts in them
+
+
+@pytest.mark.parametrize("site", [{"LITEFS_CELERY_LOCK_TIMEOUT": "0.2"}], indirect=True, ids=[""])
+def test_commits_that_fail_are_not_tried_again_hot(site: Site) -> None:
+    """A locked database makes the queue wait longer each time; once it is free, all is made."""
+    name, replica = region(site, "locked"), site.replicas()[0]
+    log = site.processes[site.primary()].worker.log
+
+    def failures() -> int:
+        return log.read_text(errors="replace").count("GroupFailed(")
+
+    with OpenTransaction(site.cluster.primary().database(), "BEGIN IMMEDIATE"):
+        # The one that nobody waits for is not sent again by anybody: its message must come back.
+        submitted = site.on(replica).call("regions.visit", name, delay=True)
+        waiting = [site.on(replica).submit("regions.visit", name, timeout=60) for _ in range(20)]
+        wait_until(failures, PATIENCE, site.tails)
+        end = time.monotonic() + LOCKED_FOR
+        wait_until(lambda: time.monotonic() > end, PATIENCE)
+        assert 2 <= failures() <= 10, site.tails()
+    site.on(replica).call("db.await_outcome", submitted, 30)
+    for future in waiting:
+        future.result(PATIENCE)
+    assert visits(site, name) == 21
+    assert failures() <= 11
+
+
+def test_a_worker_that_exits_is_started_again_and_serves(site: Site) -> None:
+    """A broker that goes away under the application's tasks costs a supervised site nothing."""
+    name, replica, broker = region(site, "exit"), site.replicas()[0], site.redis.client()
+    app = Celery("client", broker=site.redis.url, set_as_current=False)
+
+    def supervise() -> bool:
+        for processes in site.processes.values():
+            processes.worker.start()
+        return True
+
+    with site.gate() as gate:
+        held = site.on(replica).submit("gates.visit", name, gate.path, timeout=80)
+        gate.wait_reached(site.tails)
+        for _ in range(12):
+            app.send_task("worker.tasks.visit_all", args=([name],))
+        app.close()
+        # Taken by the workers without a slot free for them: on that celery 5.7.0 exits.
+        wait_until(lambda: broker.hlen("unacked"), PATIENCE, site.tails)
+        site.redis.kill()
+        killed = time.monotonic()
+        wait_until(lambda: time.monotonic() > killed + 2, PATIENCE)
+    site.redis.start()
+    reads = [site.on(replica).submit("db.where", node) for node in site.callers]
+    wait_until(
+        lambda: supervise() and held.done() and all(read.done() for read in reads), PATIENCE,
+        site.tails,
+    )
+    assert held.result() >= 1
+    assert [read.result() for read in reads] == [
+        site.processes[node].worker.pid for node in site.callers
+    ]
+    site.heal()
+    assert site.on(replica).call("regions.visit", name) == visits(site, name)

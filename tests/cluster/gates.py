@@ -1,0 +1,29 @@
+"""A write method that waits for the test: every worker and caller of the suite has it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from litefs_celery import Repository, write
+from worker.celeryapp import db
+from worker.fleet import wait_until
+from worker.models import Region
+from worker.repositories import regions
+
+PATIENCE = 90.0
+
+
+class Gates(Repository[Region], db=db):
+    """Visits that stop half-way."""
+
+    @write
+    def visit(self, code: str, gate: str) -> int:
+        """Say in a file that it runs, wait until the file ``gate`` is there, count one visit."""
+        with Path(f"{gate}.runs").open("a") as runs:
+            runs.write(f"{os.getpid()}\n")
+        wait_until(Path(gate).exists, PATIENCE)
+        return regions.visit(code)
+
+
+gates = Gates()
