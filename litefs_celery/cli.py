@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -29,10 +31,18 @@ Examples:
 \b
 Exit codes: 0 each database has one primary, which consumes; 1 it has not; 2 usage;
 3 the broker cannot be reached or no worker answered."""
-PROMOTE_EXAMPLES = "Example: celery -A yourapp litefs promote --timeout 60"
-PRUNE_EXAMPLES = "Example: celery -A yourapp litefs prune --older-than 172800 --batch 500"
+PROMOTE_EXAMPLES = """\b
+Examples:
+  celery -A yourapp litefs promote --timeout 60
+  celery -A yourapp litefs promote --json | jq .consuming"""
+PRUNE_EXAMPLES = """\b
+Examples:
+  celery -A yourapp litefs prune --older-than 172800 --batch 500
+  celery -A yourapp litefs prune --json | jq .default.pruned"""
 
 _database = click.option("--database", metavar="NAME", help="Only this one of several databases.")
+_json = click.option("--json", "as_json", is_flag=True,
+                     help="One JSON document at the end; progress goes to standard error.")
 
 
 class _Group(click.Group):
@@ -81,17 +91,20 @@ def status(
 @litefs.command(cls=CeleryCommand, epilog=PROMOTE_EXAMPLES)
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), default=30.0, show_default=True,
               help="Seconds until giving up.")
+@_json
 @_database
 @click.pass_context
-def promote(ctx: click.Context, timeout: float, database: str | None) -> None:
+def promote(ctx: click.Context, timeout: float, database: str | None, *, as_json: bool) -> None:
     """Make THIS node the primary, gracefully."""
     dbs = _selected(ctx, database)
+    tell = functools.partial(click.echo, err=as_json)
     deadline = time.monotonic() + timeout
     # One LiteFS has one lease for all its databases.
     for db in {db.settings.api_url: db for db in dbs}.values():
-        handover.make_primary(db, timeout, deadline, click.echo)
-    for db in dbs:
-        _await_consumer(db, timeout, deadline)
+        handover.make_primary(db, timeout, deadline, tell)
+    consuming = {db.name: _await_consumer(db, timeout, deadline, tell) for db in dbs}
+    if as_json:
+        click.echo(json.dumps({"primary": dbs[0].settings.node, "consuming": consuming}))
 
 
 @litefs.command(cls=CeleryCommand, epilog=PRUNE_EXAMPLES)
@@ -100,28 +113,37 @@ def promote(ctx: click.Context, timeout: float, database: str | None) -> None:
 @click.option("--batch", type=click.IntRange(1), default=1_000, show_default=True,
               help="Rows in one transaction.")
 @click.option("--force", is_flag=True, help="Also what a redelivered write may still need.")
+@_json
 @_database
 @click.pass_context
 def prune(
-    ctx: click.Context, older_than: float | None, batch: int, database: str | None, *, force: bool
+    ctx: click.Context, older_than: float | None, batch: int, database: str | None, *, force: bool,
+    as_json: bool,
 ) -> None:
     """Delete old outcomes from the ledger; on the primary only."""
+    tell = functools.partial(click.echo, err=as_json)
+    found = {}
     for db in _selected(ctx, database):
         age = db.settings.ledger_retention if older_than is None else older_than
-        least = db.settings.submit_timeout
+        least = max(db.settings.submit_timeout, db.settings.write_timeout)
         if age < least and not force:
-            raise _failure(f"a write may come again for litefs_submit_timeout={least:.0f} s, and "
-                           "would run twice without its row: use a larger --older-than, or --force",
-                           USAGE)
+            raise _failure(f"a write may come again for {least:.0f} s (litefs_submit_timeout, "
+                           "litefs_write_timeout), and would run twice without its row: use a "
+                           "larger --older-than, or --force", USAGE)
         role = db.role()
         if role.kind not in (Kind.PRIMARY, Kind.STANDALONE):
             where = f"the primary is {role.primary}" if role.primary else role.reason
             raise _failure(f"{db.name}: this node ({db.settings.node}) is not primary; {where}. "
                            "Run it on the primary", WRONG)
-        _prune(db, time.time() - age, batch)
+        pruned, left = _prune(db, time.time() - age, batch, tell)
+        found[db.name] = {"pruned": pruned, "left": left}
+    if as_json:
+        click.echo(json.dumps(found))
 
 
-def _prune(db: LiteFSCelery, before: float, batch: int) -> None:
+def _prune(
+    db: LiteFSCelery, before: float, batch: int, tell: Callable[[str], None]
+) -> tuple[int, int]:
     total = 0
     while True:
         started = time.monotonic()
@@ -133,32 +155,35 @@ def _prune(db: LiteFSCelery, before: float, batch: int) -> None:
             raise _failure(f"{db.name}: stopped after {total} rows: {error}. If this node is no "
                            "longer primary, run it on the one that is", WRONG) from error
         total += pruned
-        click.echo(f"{db.name}: {total} rows pruned, {left} left")
+        tell(f"{db.name}: {total} rows pruned, {left} left")
         if pruned < batch:
-            return
+            return total, left
         # As long as the write lock was held: the writes of others come in between.
         time.sleep(time.monotonic() - started)
 
 
-def _await_consumer(db: LiteFSCelery, timeout: float, deadline: float) -> None:
+def _await_consumer(
+    db: LiteFSCelery, timeout: float, deadline: float, tell: Callable[[str], None]
+) -> bool | None:
+    """Whether this node's worker consumes by then; None where nobody can say."""
     name = db.settings.node
     while True:
         try:
             found = overview.of_all([db], ANSWER_TIMEOUT)["databases"][db.name]
         except OperationalError as error:
             click.echo(f"whether its worker consumes {db.queue} is unknown: {error}", err=True)
-            return
+            return None
         rows = [row for row in found["nodes"] if row["node"] == name]
         if any(row["consuming"] for row in rows):
-            click.echo(f"{name}: consumes {db.queue}")
-            return
+            tell(f"{name}: consumes {db.queue}")
+            return True
         if time.monotonic() > deadline and rows:
             raise PromotionFailed(f"{name} is primary, but its worker does not consume {db.queue} "
                                   f"after {timeout:g} s: see the worker's log")
         if not rows:
             click.echo(f"no worker of {name} answered: start one; until then writes wait in "
                        f"{db.queue}", err=True)
-            return
+            return None
 
 
 def _selected(ctx: click.Context, name: str | None) -> list[LiteFSCelery]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from kombu.exceptions import OperationalError
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     "node", "database", "role", "primary", "epoch", "consuming", "lag", "position", "ledger",
+    "outbox",
 )
 # Redis answers an idle BRPOP after a second; a shorter socket timeout would break it off.
 LEAST_SOCKET_TIMEOUT = 3.0
@@ -121,6 +124,7 @@ def judge(db: LiteFSCelery, rows: list[dict[str, Any]], *, asked: bool) -> dict[
             f"{leading[0]} is primary, but does not consume {db.queue}, where writes wait: see its "
             "worker's log"
         )
+    problems += _strangers(db, rows, leading)
     for node, primary in sorted(named.items()):
         if leading and primary not in leading:
             problems.append(
@@ -129,6 +133,29 @@ def judge(db: LiteFSCelery, rows: list[dict[str, Any]], *, asked: bool) -> dict[
             )
     primary = (leading or alone)[0] if len(leading or alone) == 1 else None
     return {"primary": primary, "problems": problems, "nodes": rows}
+
+
+def _strangers(
+    db: LiteFSCelery, rows: list[dict[str, Any]], leading: list[str]
+) -> Iterator[str]:
+    """What single nodes say that does not go with a primary."""
+    hosts: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        hosts[row["node"]].add(row["worker"].partition("@")[2])
+    for node, names in sorted(hosts.items()):
+        if len(names) > 1:
+            yield (
+                f"workers on {' and '.join(sorted(names))} all say they are node {node}: give each "
+                "node a litefs_node of its own, the name that LiteFS has there (lease.hostname)"
+            )
+    for row in rows:
+        if row["role"] == "unknown" and leading:
+            yield _unknown(row)
+        if row["consuming"] and row["role"] not in ("primary", "unknown"):
+            yield (
+                f"{row['node']} consumes {db.queue}, and is {row['role']}: ask again in a second; "
+                "if it stays so, restart its worker"
+            )
 
 
 def _nobody(db: LiteFSCelery, rows: list[dict[str, Any]], named: list[str]) -> list[str]:
@@ -177,6 +204,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         **row,
         "consuming": {True: "yes", False: "no"}.get(row["consuming"]),
         "lag": "never" if lag == NEVER_REPLICATED_MS else None if lag is None else f"{lag} ms",
+        "outbox": None if row.get("outbox") is None else row["outbox"]["waiting"],
         "position": row["position"] and (row["position"].lstrip("0") or "0"),
     }
     return tuple("-" if cells[name] in (None, "") else str(cells[name]) for name in COLUMNS)

@@ -250,7 +250,7 @@ class Demo:
     ) -> dict[str, Any]:
         """Every node's rows compared with the input, and the times."""
         nodes = {
-            node.name: _compare(records, acknowledged, node.database())
+            node.name: compare(records, acknowledged, _rows(node.database()))
             for node in self.cluster.nodes
         }
         times = sorted(row["at"] for row in acknowledged)
@@ -580,21 +580,33 @@ def _records(options: Options) -> list[dict[str, str]]:
     return found[: options.records]
 
 
-def _compare(
-    records: list[dict[str, str]], acknowledged: list[dict[str, Any]], path: Path
-) -> dict[str, int]:
+def _rows(path: Path) -> list[tuple[Any, ...]]:
     uri = f"file:{quote(str(path))}?mode=ro"
     with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=30.0)) as connection:
-        rows = connection.execute(f"SELECT {', '.join(FIELDS)} FROM regions").fetchall()  # noqa: S608
+        return connection.execute(f"SELECT visits, {', '.join(FIELDS)} FROM regions").fetchall()  # noqa: S608
+
+
+def compare(
+    records: list[dict[str, str]],
+    acknowledged: list[dict[str, Any]],
+    rows: list[tuple[Any, ...]],
+) -> dict[str, int]:
+    """
+    Hold one node's ``rows`` (visits, then `FIELDS`) against the input, row by row.
+
+    Each write that took effect counted one visit: a row with more was made twice.
+    """
     wanted = {record["code"]: tuple(record[field] for field in FIELDS) for record in records}
-    found = Counter(row[0] for row in rows)
+    visits = {fields[0]: times for times, *fields in rows}
     return {
         "rows": len(rows),
-        "present": sum(code in found for code in wanted),
-        "lost": sum(row["code"] not in found for row in acknowledged),
-        "doubled": sum(number - 1 for number in found.values()),
-        "differing": sum(row[0] in wanted and tuple(row) != wanted[row[0]] for row in rows),
-        "unknown": sum(code not in wanted for code in found),
+        "present": sum(code in visits for code in wanted),
+        "lost": sum(row["code"] not in visits for row in acknowledged),
+        "doubled": sum(times - 1 for times in visits.values()) + len(rows) - len(visits),
+        "differing": sum(
+            fields[0] in wanted and tuple(fields) != wanted[fields[0]] for _, *fields in rows
+        ),
+        "unknown": sum(code not in wanted for code in visits),
     }
 
 

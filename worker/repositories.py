@@ -28,6 +28,16 @@ class Regions(Repository[Region], db=db):
         return region
 
     @write
+    def bring(self, code: str, name: str, kind: str = "", country: str = "") -> int:
+        """Insert a region as visited once, or count one more visit: what comes twice shows."""
+        region = self.session.scalar(select(Region).filter_by(code=code))
+        if region is None:
+            region = Region(code=code, name=name, kind=kind, country=country, visits=0)
+            self.session.add(region)
+        region.visits += 1
+        return region.visits
+
+    @write
     def visit(self, code: str) -> int:
         """Count one more visit; returns how many there are now."""
         region = self._by_code(code)

@@ -212,17 +212,26 @@ def test_status_when_nobody_is_primary(fleet: Fleet) -> None:
     assert "writes wait in litefs-primary" in found["problems"][0]
 
 
-def _row(node: str, role: str, primary: str = "", *, consuming: bool = False) -> dict[str, Any]:
+def _row(
+    node: str, role: str, primary: str = "", *, consuming: bool = False, worker: str = ""
+) -> dict[str, Any]:
     return {
         "node": node, "role": role, "primary": primary, "consuming": consuming, "reason": "why",
+        "worker": worker or f"celery@{node}",
     }
+
+
+LEADER = _row("a", "primary", "a", consuming=True)
 
 
 @pytest.mark.parametrize(
     ("rows", "primary", "problem"),
     [
         ([_row("a", "primary", "a", consuming=True), _row("b", "replica", "a")], "a", ""),
-        ([_row("a", "primary", "a", consuming=True), _row("b", "unknown")], "a", ""),
+        ([LEADER, _row("b", "unknown")], "a", "b does not know the primary: why"),
+        ([LEADER, _row("b", "replica", "a", consuming=True)], "a", "b consumes litefs-primary"),
+        ([LEADER, _row("a", "replica", "a", worker="celery@x")], "a", "all say they are node a"),
+        ([LEADER, _row("a", "primary", "a", worker="other@a")], "a", ""),
         ([_row("a", "standalone", "a")], "a", ""),
         ([_row("a", "primary", "a")], "a", "does not consume"),
         ([_row("a", "primary", "a", consuming=True), _row("b", "primary", "b")], None, "both say"),
