@@ -154,9 +154,10 @@ def test_promote_makes_this_node_primary(fleet: Fleet) -> None:
     assert f"{heir}: is primary" in ended.stdout
     assert f"{heir}: consumes litefs-primary" in ended.stdout
     assert fleet.cluster.primary().name == fleet.consuming() == heir
-    ended = fleet.run(heir, "promote")
+    ended = fleet.run(heir, "promote", "--json")
     assert ended.returncode == 0
-    assert f"{heir}: is primary already" in ended.stdout
+    assert json.loads(ended.stdout) == {"primary": heir, "consuming": {"default": True}}
+    assert f"{heir}: is primary already" in ended.stderr
 
 
 def test_promote_of_a_node_that_may_not(fleet: Fleet) -> None:
@@ -183,6 +184,8 @@ def test_prune_deletes_on_the_primary_only(fleet: Fleet) -> None:
     assert (ended.returncode, ended.stdout) == (1, "")
     assert f"the primary is {primary}" in ended.stderr
     assert "default: 0 rows pruned, 5 left" in fleet.run(primary, "prune").stdout
+    found = json.loads(fleet.run(primary, "prune", "--json").stdout)
+    assert found == {"default": {"pruned": 0, "left": 5}}
     assert fleet.run(primary, "prune", "--older-than", "0").returncode == 2
     ended = fleet.run(primary, "prune", "--older-than", "0", "--force", "--batch", "2")
     assert ended.stdout.splitlines() == [
