@@ -18,7 +18,7 @@ from .config import Settings
 from .detector import Term
 from .engines import LOST, ONE_MAY_CAUSE, Engines, primary_code
 from .errors import NotAcknowledged
-from .savepoint import RunMethod, Savepoints
+from .savepoint import RunMethod, Savepoints, TransactionEnded
 from .wire import Outcome, Refused, Wire, Write, conflict
 
 PRUNE_BATCH = 1_000  # a few milliseconds under the write lock
@@ -30,6 +30,7 @@ class _Job:
     write: Write
     term: Term
     future: Future[Outcome] = field(default_factory=Future)
+    refusal: Exception | None = None
 
 
 @dataclass
@@ -168,13 +169,17 @@ class Committer:
         try:
             self._commit(group)
         except Exception as error:  # noqa: BLE001 - whatever it was, no caller may wait for ever
-            if len(group) > 1 and primary_code(error) in ONE_MAY_CAUSE:
-                # One write too large for the disk, or that meets a damaged page, must not take
-                # the others with it.
+            ended = isinstance(error, TransactionEnded)
+            if len(group) > 1 and (ended or primary_code(error) in ONE_MAY_CAUSE):
+                # One write too large for the disk, one that meets a damaged page or one that ends
+                # the transaction must not take the others with it.
                 for job in group:
                     self._commit_or_fail([job])
-                return
-            self._fail(group, error)
+            elif ended and not group[0].refusal:
+                group[0].refusal = error
+                self._commit_or_fail(group)
+            else:
+                self._fail(group, error)
 
     def _fail(self, group: list[_Job], error: Exception) -> None:
         term = group[-1].term
@@ -217,7 +222,10 @@ class Committer:
             if entry is not None:
                 outcomes.append(self._answer(entry, write))
                 continue
-            outcome, text = self._savepoints.execute(connection, write, epoch)
+            if job.refusal is not None:
+                outcome, text = self._savepoints.refuse(job.refusal, epoch)
+            else:
+                outcome, text = self._savepoints.execute(connection, write, epoch)
             entry = ledger.Entry(
                 write.id, write.method, write.fingerprint, text, epoch, time.time()
             )

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from celery.utils.saferepr import saferepr
 from kombu import Connection, Consumer, Queue
 from kombu.message import Message
 
@@ -31,8 +32,6 @@ BUSY_POLL = 0.005  # while writes run: how soon their results and acknowledgemen
 # by kombu only if somebody still reads (kombu 5.6.2, 5.7.0).
 BRPOP_END = 1.2
 HAND_BACK_TIMEOUT = 10.0
-# What decoding anything may raise. kombu counts KeyError among Redis's connection errors.
-UNREADABLE = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError)
 RETRY_INTERVAL_LIMIT = 5.0
 
 
@@ -129,7 +128,7 @@ class PrimaryConsumer:
             self._telling.through(connection)
             consumer = Consumer(
                 channel, [self._queue], on_message=self._receive, accept=["json"],
-                prefetch_count=db.settings.prefetch_limit,
+                prefetch_count=db.settings.prefetch_limit, on_decode_error=self._undecodable,
             )
             # A term that begins while the one before is handed back need not wait for its end.
             while term is not None and not self._stopped.is_set():
@@ -174,12 +173,17 @@ class PrimaryConsumer:
             connection.drain_events(timeout=timeout)
         except TimeoutError:
             return False
-        except UNREADABLE as error:
-            item = self._popped.take()
-            if item is None:
+        except Exception as error:
+            popped = self._popped
+            if not popped.holds or popped.is_message(connection.default_channel):
                 raise
-            self._set_aside(item, f"no message of kombu's: {error!r}")
+            self._set_aside(popped.take(), f"no message of kombu's: {saferepr(error)}")
         return True
+
+    def _undecodable(self, message: Message, error: Exception) -> None:
+        self._popped.take()
+        self._set_aside(_describe(message), f"it cannot be decoded: {saferepr(error)}")
+        message.ack()
 
     def _receive(self, message: Message) -> None:
         self._popped.take()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import ExceptionContext, make_url
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DisconnectionError, SQLAlchemyError
 from sqlalchemy.pool import NullPool, QueuePool
 
 from .errors import ConfigurationError, DatabaseMissing, MountUnavailable
@@ -35,6 +36,9 @@ CORRUPT_VTAB = 267
 # After a snapshot of another node the file's change counter can be what it was, and SQLite then
 # goes on with the pages it has (litefs 0.5.14): a connection this old is replaced at its next use.
 READER_AGE = 5
+
+# How often it is looked whether the mount is another: a look takes a fifth of a short read.
+MOUNT_INTERVAL = 0.1
 
 OnConnect = Callable[[sqlite3.Connection], None]
 
@@ -67,6 +71,7 @@ class Engines:
         self.guard = Guard()
         self.may_create = False
         self._lock_timeout = lock_timeout
+        self._device, self._device_until = -1, 0.0
         self._relies_on_litefs = relies_on_litefs
         self._on_connect = on_connect
         self._holders: dict[int, int] = {}
@@ -106,7 +111,28 @@ class Engines:
         engine = create_engine("sqlite://", creator=self._connect, **options)
         event.listen(engine, "handle_error", _notice_lost_file)
         event.listen(engine, "invalidate", _release_locks)
+        event.listen(engine, "connect", self._note_mount)
+        event.listen(engine, "checkout", self._check_mount)
         return engine
+
+    def _note_mount(self, _connection: object, record: Any) -> None:
+        self._device_until = 0.0
+        record.info["litefs_device"] = self._device_now()
+
+    def _check_mount(self, _connection: object, record: Any, _proxy: object) -> None:
+        # A mount of its own since LiteFS was started again: what was opened before answers "disk
+        # I/O error", in WAL mode "locking protocol" after ten seconds (litefs 0.5.14).
+        if record.info["litefs_device"] != self._device_now():
+            raise DisconnectionError(f"{self.path} is on another mount now")
+
+    def _device_now(self) -> int:
+        if time.monotonic() >= self._device_until:
+            self._device_until = time.monotonic() + MOUNT_INTERVAL
+            try:
+                self._device = self.path.stat().st_dev
+            except OSError:
+                self._device = -1
+        return self._device
 
     def _connect(self) -> sqlite3.Connection:
         mode = "rwc" if self.may_create else "rw"

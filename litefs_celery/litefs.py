@@ -169,6 +169,9 @@ class LiteFSNode:
             self._connection.close()
             self._connection = None
 
+    def __del__(self) -> None:
+        self.close()
+
     def _get_info(self) -> HTTPResponse:
         if self._connection is not None:
             # LiteFS may have closed what was idle: then once more, on a new connection.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -70,6 +71,8 @@ class Parts:
         self.consumer: PrimaryConsumer | None = None
         self.sends_events: Callable[[], bool] = lambda: False
         self._threads = threading.local()
+        # Weakly: a thread that ends takes its client along.
+        self._nodes: weakref.WeakSet[LiteFSNode] = weakref.WeakSet()
         self._ready_until = 0.0
         self._lock = threading.Lock()
 
@@ -90,6 +93,7 @@ class Parts:
         """This thread's client of LiteFS."""
         if not hasattr(self._threads, "node"):
             self._threads.node = self.db.litefs()
+            self._nodes.add(self._threads.node)
         node: LiteFSNode = self._threads.node
         return node
 
@@ -224,4 +228,6 @@ class Parts:
         self.stored.close()
         if self.outbox is not None:
             self.outbox.close()
+        for node in list(self._nodes):
+            node.close()
         self.engines.dispose()

@@ -8,6 +8,8 @@ from typing import Any
 
 from kombu.message import Message
 from kombu.transport import virtual
+from kombu.utils.encoding import bytes_to_str
+from kombu.utils.json import loads
 
 
 def keep_client(channel: Any) -> None:
@@ -54,10 +56,23 @@ class Popped:
 
         client.parse_response = remember
 
+    @property
+    def holds(self) -> bool:
+        """Whether there is one."""
+        return self._item is not None
+
     def take(self) -> bytes | None:
         """The item, if there is one; it is this caller's now."""
         item, self._item = self._item, None
         return item
+
+    def is_message(self, channel: Any) -> bool:
+        """Whether kombu can make a message of the item: then what failed was the connection."""
+        try:
+            message = channel.Message(loads(bytes_to_str(self._item)), channel=channel)
+        except Exception:  # noqa: BLE001 - decoding anything may raise anything
+            return False
+        return isinstance(message.delivery_tag, str)
 
     def put_back(self, channel: Any, queue: str) -> None:
         """Put the item, if there is one, where it is popped next."""

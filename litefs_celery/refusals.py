@@ -48,7 +48,9 @@ def decode_exception(data: dict[str, Any]) -> Exception:
     if "orig" in data:
         orig = decode_exception(data["orig"])
         if issubclass(kind, DBAPIError):
-            return kind("(a statement on the primary)", None, orig)
+            # SQLAlchemy's own class where an application's has another constructor.
+            known = next(base for base in kind.__mro__ if base.__module__ == DBAPIError.__module__)
+            return cast("DBAPIError", known("(a statement on the primary)", None, orig))
         return orig
     try:
         exception = _instance(kind, data["args"])

@@ -9,14 +9,21 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
+from celery.utils.saferepr import saferepr
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from .engines import INFRASTRUCTURE, primary_code
-from .errors import ArgumentError, MethodMisuse, NotAcknowledged
+from .errors import ArgumentError, MethodMisuse, RemoteError
 from .guard import SAVEPOINT, Guard, engine_over
+from .refusals import class_name
 from .wire import Committed, Expired, Outcome, Refused, Wire, Write
+
+
+class TransactionEnded(MethodMisuse):
+    """The group's transaction is gone, and with it what the writes before in it had done."""
+
 
 RunMethod = Callable[[Write], Any]
 
@@ -97,7 +104,8 @@ class Savepoints:
         The outcome of ``write`` and its text for the ledger.
 
         What the method raises is an outcome; what SQLite raises because the file or the role is
-        gone is raised, and nothing of the group counts.
+        gone is raised, and nothing of the group counts. Nor does it where the method ended the
+        group's transaction (`TransactionEnded`): `refuse` makes an outcome of that.
         """
         outcome: Outcome
         if time.time() > write.deadline:
@@ -126,6 +134,10 @@ class Savepoints:
         raw.execute(f"RELEASE {SAVEPOINT}")
         return outcome, text
 
+    def refuse(self, error: Exception, epoch: int) -> tuple[Outcome, str]:
+        """The outcome of a write that is refused without being run, and its text."""
+        return self._refused(Refused(error, epoch))
+
     def _engine_over(self, raw: sqlite3.Connection) -> Engine:
         if self._engine is None or self._engine[0] is not raw:
             self._engine = (raw, engine_over(raw, self._guard))
@@ -136,6 +148,11 @@ class Savepoints:
             text = self._wire.dump_outcome(outcome)
         except ArgumentError as error:
             outcome = Refused(error, outcome.epoch)
+            text = self._wire.dump_outcome(outcome)
+        except Exception as error:  # noqa: BLE001 - an application's class may fail in any way
+            name = class_name(type(outcome.exception))
+            told = f"{name}, which cannot be told: {type(error).__name__}"
+            outcome = Refused(RemoteError(told, exception=name), outcome.epoch)
             text = self._wire.dump_outcome(outcome)
         # The very exception here, with its traceback, unless no other node could raise it.
         elsewhere = self._wire.load_outcome(text, outcome.epoch)
@@ -180,7 +197,9 @@ def _entered(owner: object, session: Session) -> Iterator[None]:
 def _as_exception(error: BaseException) -> Exception:
     if isinstance(error, Exception):
         return error
-    return MethodMisuse(f"a write method raised {error!r}: everything it did was rolled back")
+    return MethodMisuse(
+        f"a write method raised {saferepr(error)}: everything it did was rolled back"
+    )
 
 
 def _raw(connection: Connection) -> sqlite3.Connection:
@@ -190,4 +209,7 @@ def _raw(connection: Connection) -> sqlite3.Connection:
 def _check_transaction(raw: sqlite3.Connection, write: Write) -> None:
     # SQLite rolls back by itself on some errors, also on those that a method has caught.
     if not raw.in_transaction:
-        raise NotAcknowledged(f"SQLite ended the transaction during {write.method}")
+        raise TransactionEnded(
+            f"SQLite ended the transaction during {write.method}: a statement rolled it back "
+            "(OR ROLLBACK), or an error that ends it was caught. Everything was rolled back"
+        )

@@ -85,7 +85,8 @@ class Stored:
             own = {"task_id": write.id, "litefs": self._encoded(outcome)}
             key = backend.get_key_for_task(write.id)
             value = backend.encode({**meta, **own})
-            pipe.setex(key, int(max(0.0, write.deadline - now) + EXPIRES_AFTER_DEADLINE), value)
+            left = int(max(0.0, write.deadline - now) + EXPIRES_AFTER_DEADLINE)
+            pipe.set(key, value, ex=left)
             pipe.publish(key, value)
         pipe.execute()
 

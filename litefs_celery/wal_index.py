@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import struct
+import threading
 import time
 from pathlib import Path
 
@@ -17,6 +18,8 @@ HEADER_BYTES = 48
 CHECKSUM_AT = 40
 WRITE_LOCK_BYTE = 120
 LOCK_INTERVAL = 0.01
+_opened: dict[tuple[int, int], int] = {}
+_opened_lock = threading.Lock()
 
 
 def rebuild(database: Path, *, lock_timeout: float) -> bool:
@@ -29,16 +32,15 @@ def rebuild(database: Path, *, lock_timeout: float) -> bool:
     for ever: "cannot write wal frame header before current WAL position" (litefs 0.5.14; seen
     after 11 of 60 kills of a busy writer). SQLite recovers an index whose two headers differ: it
     then reads the WAL to its end and finds that transaction. So one header's checksum is spoiled
-    here, under the write lock, by a lock of the open file, as closing one of the process would
-    drop the locks of its connections.
+    here, under the write lock.
     """
     try:
-        index = os.open(f"{database}-shm", os.O_RDWR | os.O_CLOEXEC)
+        index = _descriptor(Path(f"{database}-shm"))
     except FileNotFoundError:
         return False
+    if not _lock(index, time.monotonic() + lock_timeout):
+        return False
     try:
-        if not _lock(index, time.monotonic() + lock_timeout):
-            return False
         header = os.pread(index, HEADER_BYTES, 0)
         if len(header) < HEADER_BYTES:
             return False
@@ -47,15 +49,34 @@ def rebuild(database: Path, *, lock_timeout: float) -> bool:
         logger.warning("the WAL index of %s was behind LiteFS: SQLite rebuilds it", database)
         return True
     finally:
-        os.close(index)
+        fcntl.fcntl(index, fcntl.F_OFD_SETLK, _range(fcntl.F_UNLCK))
+
+
+def _descriptor(file: Path) -> int:
+    """
+    Open ``file``, once for as long as it is the same.
+
+    It is never closed: that would drop all locks that the process's own SQLite connections hold
+    on the file (POSIX; SQLite itself keeps descriptors open for that reason).
+    """
+    found = file.stat()
+    key = (found.st_dev, found.st_ino)
+    with _opened_lock:
+        if key not in _opened:
+            _opened[key] = os.open(file, os.O_RDWR | os.O_CLOEXEC)
+        return _opened[key]
 
 
 def _lock(index: int, until: float) -> bool:
-    # struct flock of 64-bit Linux; the process id of a lock of the open file is 0.
-    lock = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, WRITE_LOCK_BYTE, 1, 0)
     while time.monotonic() < until:
         with contextlib.suppress(BlockingIOError, PermissionError):
-            fcntl.fcntl(index, fcntl.F_OFD_SETLK, lock)
+            # A lock of the open file: one of the process would not keep its own writer out.
+            fcntl.fcntl(index, fcntl.F_OFD_SETLK, _range(fcntl.F_WRLCK))
             return True
         time.sleep(LOCK_INTERVAL)
     return False
+
+
+def _range(kind: int) -> bytes:
+    # struct flock of 64-bit Linux; the process id of a lock of the open file is 0.
+    return struct.pack("hhqqi4x", kind, os.SEEK_SET, WRITE_LOCK_BYTE, 1, 0)

@@ -94,3 +94,14 @@ def until(look: Callable[[], T], what: str) -> T:
             return found
         time.sleep(0.005)
     pytest.fail(f"not within {TIMEOUT} seconds: {what}")
+
+
+def member(folder: Path, node: str, broker: str, **settings: Any) -> LiteFSCelery:
+    """Return a node on a file that is there, of a cluster whose primary is always "n1"."""
+    (folder / "app.db-pos").write_text(f"{1:016x}/{1:016x}\n")  # as in LiteFS's mount
+    app = Celery("unit", broker=broker, set_as_current=False)
+    app.conf.broker_connection_timeout = 1.0
+    if broker.startswith("redis://"):
+        app.conf.result_backend = broker
+    values = {"node": node, "fixed_primary": "n1", "mode": "litefs", **settings}
+    return LiteFSCelery(app, f"sqlite:///{folder}/app.db", settings=Settings(**values))

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
 from support import TIMEOUT, rows
 
 from litefs_celery import ledger, observe
-from litefs_celery.committer import Committer
+from litefs_celery.committer import PRUNE_BATCH, Committer
 from litefs_celery.config import Settings
 from litefs_celery.detector import Term
 from litefs_celery.engines import Engines
@@ -242,6 +243,10 @@ MISUSES: dict[str, Callable[[Any], Any]] = {
     "raw rollback": lambda session: raw(session).rollback(),
     "raw script": lambda session: raw(session).executescript("SELECT 1"),
     "attach": lambda session: session.execute(text("ATTACH ':memory:' AS other")),
+    "journal_mode in capitals": lambda s: s.execute(text("PRAGMA JOURNAL_MODE=memory")),
+    "locking_mode": lambda session: session.execute(text("pragma locking_mode=exclusive")),
+    "writable_schema": lambda session: session.execute(text("pragma writable_schema=1")),
+    "raw journal_mode": lambda session: raw(session).execute("pragma Journal_Mode(off)"),
     "SystemExit": exit_now,
     "KeyboardInterrupt": interrupt,
 }
@@ -292,6 +297,92 @@ def test_misuse_of_the_connection_changes_nothing(
     assert isinstance(refused, Refused)
     assert (first, last) == (Committed(1, 1), Committed(2, 1))
     assert bench.values() == [1, 2]
+
+
+def drop_in_use(session: Session) -> None:
+    """Drop a table that a cursor of the same connection reads."""
+    cursor = raw(session).execute("SELECT x FROM t")
+    cursor.fetchone()
+    session.execute(text("DROP TABLE t"))
+
+
+def search_damaged(session: Session) -> None:
+    """Search a full-text index whose data is damaged."""
+    session.execute(text("DELETE FROM words_content"))
+    session.execute(text("SELECT * FROM words WHERE words MATCH 'word'")).all()
+
+
+def conflict_rolls_back(session: Session) -> None:
+    """Let a conflict end the transaction, as its SQL says."""
+    session.execute(text("INSERT OR ROLLBACK INTO t VALUES (1)"))
+
+
+class Unspeakable(Exception):
+    """An exception that has no text."""
+
+    def __str__(self) -> str:
+        raise LookupError("no text")
+
+
+class Unshowable:
+    """A value that cannot be shown."""
+
+    def __repr__(self) -> str:
+        raise LookupError("no repr")
+
+
+class OwnIntegrityError(IntegrityError):
+    """An application's own, with a constructor of its own."""
+
+    def __init__(self) -> None:
+        super().__init__("(no statement)", None, sqlite3.IntegrityError("x"))
+
+
+class Hidden(BaseException):
+    """What is no Exception, and cannot be shown either."""
+
+    __repr__ = Unshowable.__repr__
+
+
+def raises(make: Callable[[], BaseException]) -> Callable[[Session], None]:
+    """Return a method that raises that."""
+
+    def method(session: Session) -> None:
+        session.execute(text("INSERT INTO t VALUES (100)"))
+        raise make()
+
+    return method
+
+
+POISON: dict[str, Any] = {
+    "SQLITE_LOCKED": drop_in_use,
+    "SQLITE_CORRUPT_VTAB": search_damaged,
+    "recursion": raises(lambda: RecursionError("too deep")),
+    "INSERT OR ROLLBACK": conflict_rolls_back,
+    "no str": raises(Unspeakable),
+    "argument without repr": raises(lambda: ValueError(Unshowable())),
+    "no Exception, without repr": raises(Hidden),
+    "integer too long": raises(lambda: ValueError(10**5000)),
+    "cannot be rebuilt": raises(OwnIntegrityError),
+}
+
+
+@pytest.mark.parametrize("poison", POISON.values(), ids=POISON)
+def test_a_poisonous_write_is_refused_alone(bench: Bench, poison: Callable[[Any], Any]) -> None:
+    """However a method fails, it is refused, and what came with it in its group is committed."""
+    bench.methods["poison"] = poison
+    with bench.engines.setup.begin() as connection:
+        connection.execute(text("CREATE VIRTUAL TABLE words USING fts5(a)"))
+        connection.execute(text("INSERT INTO words VALUES ('word')"))
+    for value in (1, 2, 3):
+        bench.outcome("put", value)
+    futures = bench.group(bench.write("put", 4), bench.write("poison"), bench.write("put", 5))
+    first, refused, last = (future.result(TIMEOUT) for future in futures)
+    assert isinstance(refused, Refused)
+    assert (first, last) == (Committed(4, 1), Committed(5, 1))
+    assert bench.values() == [1, 2, 3, 4, 5]
+    assert bench.term.held
+    assert bench.outcome("put", 6) == Committed(6, 1)
 
 
 def test_begin_and_commit_is_refused(bench: Bench) -> None:
@@ -476,6 +567,25 @@ def test_the_ledger_is_pruned_in_the_commit(tmp_path: Path) -> None:
         bench.outcome("count")
         assert old not in bench.recorded()
         assert young.id in bench.recorded()
+
+
+def test_a_long_ledger_is_pruned_group_by_group(tmp_path: Path) -> None:
+    """Where more is old than one commit may prune, each next one goes on until nothing old is."""
+    query = f"SELECT count(*) FROM {ledger.LEDGER} WHERE committed_at < ?"
+    now = time.time()
+    with closing(Bench(tmp_path / "app.db", prune_interval=5.0)) as bench:
+        old = [
+            ledger.Entry(f"old{number}", "m", "f", "{}", 1, now - 1e6)
+            for number in range(2 * PRUNE_BATCH + 1)
+        ]
+        with bench.engines.setup.begin() as connection:
+            ledger.record(connection, old)
+        left = []
+        for _ in range(3):
+            bench.outcome("count")
+            left.append(rows(bench.path, query, now - 1e5)[0][0])
+        assert left == [PRUNE_BATCH + 1, 1, 0]
+        assert len(bench.recorded()) == 3
 
 
 def test_a_session_belongs_to_its_write(bench: Bench) -> None:

@@ -182,7 +182,10 @@ def test_primary_code_reduces_extended_codes() -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["postgresql://h/db", "sqlite://", "sqlite:///:memory:", "sqlite:////x/app.db?mode=ro"],
+    [
+        "postgresql://h/db", "sqlite://", "sqlite:///:memory:", "sqlite:////x/app.db?mode=ro",
+        "/litefs/app.db", "",
+    ],
 )
 def test_other_urls_are_refused(url: str) -> None:
     """A URL that is not exactly one SQLite file is refused with an example."""

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError
-from support import User, rows
+from support import NO_BROKER, TIMEOUT, User, member, rows, standalone, until
 
 from litefs_celery import (
     ArgumentError,
     BrokerUnavailable,
     Committed,
     LiteFSCelery,
+    MethodMisuse,
     OpenReadTransaction,
     Refused,
     Repository,
+    Settings,
     WriteConflict,
     WriteResult,
     WriteTimeout,
@@ -29,6 +33,16 @@ from litefs_celery import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
+
+
+WAITS: dict[str, Callable[[Any], Any]] = {
+    "delay": lambda users: users.add.delay("x").id,
+    "apply_async": lambda users: users.add.apply_async(("x",)).id,
+    "aio": lambda users: asyncio.run(users.add.aio("x")),
+    "await_outcome": lambda users: users.db.await_outcome(str(uuid.uuid4()), 1.0),
+    "get": lambda users: WriteResult(users.db, str(uuid.uuid4())).get(timeout=1.0),
+}
 
 
 def users_of(db: LiteFSCelery) -> Any:
@@ -51,6 +65,17 @@ def users_of(db: LiteFSCelery) -> Any:
         def give(self, size: int) -> str:
             self.session.add(User(name="given"))
             return "x" * size
+
+        @write
+        def nest(self, way: str) -> None:
+            """Add a user, and wait for another write within this one."""
+            self.session.add(User(name="nested"))
+            WAITS[way](self)
+
+        @write
+        def lose_position(self) -> None:
+            """Take away the sign that this node's commits are LiteFS's."""
+            self.db.path.with_name("app.db-pos").unlink()
 
         @read
         def names(self) -> list[str]:
@@ -260,6 +285,34 @@ def test_an_open_session_refuses_the_call(users: Any) -> None:
     assert users.add("Ada") == 1
 
 
+@pytest.mark.parametrize("way", WAITS)
+def test_a_write_does_not_wait_inside_a_write(users: Any, way: str) -> None:
+    """A method that waits for the thread it runs in is refused at once; writing goes on."""
+    with pytest.raises(MethodMisuse, match="a write method called"):
+        users.nest.options(timeout=TIMEOUT)(way)
+    assert users.names() == []
+    assert ledger_rows(users.db) == 1
+    assert users.add.options(timeout=TIMEOUT)("Ada") == 1
+
+
+def test_a_write_submits_nothing_to_another_database(users: Any, tmp_path: Path) -> None:
+    """What goes to another database is refused too: it would not be part of the transaction."""
+    (tmp_path / "other").mkdir()
+    with closing(standalone(tmp_path / "other")) as other:
+        others = users_of(other)
+
+        class Across(Repository[User], db=users.db):
+            @write
+            def copy(self, name: str) -> None:
+                self.session.add(User(name=name))
+                others.add.delay(name)
+
+        with pytest.raises(MethodMisuse, match=r"\.delay\(\)"):
+            Across().copy.options(timeout=TIMEOUT)("Ada")
+        assert others.names() == users.names() == []
+        assert others.add.options(timeout=TIMEOUT)("Ada") == 1
+
+
 def test_a_dead_broker_is_told_at_the_deadline(away: Any) -> None:
     """A broker that refuses is retried until the deadline, then told: nothing was sent."""
     with pytest.raises(BrokerUnavailable, match="has not run and will not") as caught:
@@ -281,6 +334,51 @@ def test_a_dead_broker_refuses_a_submission(away: Any) -> None:
     with pytest.raises(BrokerUnavailable, match="same write_id") as caught:
         away.add.delay("Ada")
     assert caught.value.may_have_been_sent is False
+
+
+def test_a_submission_that_began_here_may_have_been_sent(tmp_path: Path) -> None:
+    """A commit that could not be confirmed may yet count, though the broker never heard of it."""
+    standalone(tmp_path).close()
+    with closing(member(tmp_path, "n1", NO_BROKER, broker_timeout=0.5)) as primary:
+        users = users_of(primary)
+        with pytest.raises(BrokerUnavailable, match="could not be confirmed") as caught:
+            users.lose_position.delay()
+        assert caught.value.may_have_been_sent is True
+        query = "SELECT count(*) FROM _litefs_celery_ledger WHERE write_id = ?"
+        assert rows(primary.path, query, caught.value.write_id) == [(1,)]
+
+
+@pytest.mark.parametrize("call", ["__call__", "delay", "aio"])
+def test_a_write_may_not_outlive_its_outcome(tmp_path: Path, call: str) -> None:
+    """A timeout longer than outcomes are kept is refused: the write could take effect twice."""
+    settings = Settings(mode="standalone", node="n1", ledger_retention=7200.0)
+    with closing(standalone(tmp_path, settings=settings)) as db:
+        users = users_of(db)
+        with pytest.raises(ArgumentError, match="litefs_ledger_retention"):
+            invoke(users.add.options(timeout=7201.0), call)("Ada")
+        assert ledger_rows(db) == 0
+        assert users.add.options(timeout=7199.0)("Ada") == 1
+
+
+def test_two_callers_of_one_write_both_get_its_outcome(
+    users: Any, away: Any, records: list[observe.Record]
+) -> None:
+    """Threads of one process that use the same key at once are answered both, from one row."""
+    key = str(uuid.uuid4())
+    keyed = away.add.options(write_id=key, timeout=TIMEOUT)
+    encoded = users.db.wire.dumps([["Ada"], {}], "arguments")
+    made = users.db.new_write(
+        away.add.task_name, encoded, timeout=60.0, write_id=key, shown=("", "")
+    )
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(keyed, "Ada") for _ in range(2)]
+        until(
+            lambda: sum(isinstance(one, observe.ForwardStarted) for one in records) == 2,
+            "both callers begin",
+        )
+        users.db.submit(made)
+        assert [call.result(TIMEOUT) for call in calls] == [1, 1]
+    assert users.names() == ["Ada"]
 
 
 def test_a_write_that_appears_meanwhile_is_answered(users: Any, away: Any) -> None:

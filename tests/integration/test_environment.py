@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,36 @@ def test_an_empty_mount_point_is_not_a_database(tmp_path: Path, users: Open) -> 
     assert not list((tmp_path / "mount").iterdir())
 
 
+def fixed(folder: Path) -> LiteFSCelery:
+    """Return a node whose settings say that it is primary, in that directory."""
+    settings = Settings(node="n1", fixed_primary="n1", mode="litefs")
+    return LiteFSCelery(celery_app(), f"sqlite:///{folder}/app.db", settings=settings)
+
+
+@pytest.mark.parametrize("there", ["empty", "absent"])
+def test_a_fixed_primary_makes_no_database_without_its_mount(tmp_path: Path, there: str) -> None:
+    """Settings that say "primary" do not make a directory a mount: nothing is created in it."""
+    folder = tmp_path / "mount"
+    if there == "empty":
+        folder.mkdir()
+    with closing(fixed(folder)) as db:
+        with pytest.raises((MountUnavailable, DatabaseMissing), match="not mounted") as told:
+            db.create_all(Base.metadata, timeout=0.3)
+        assert str(folder) in str(told.value)
+    assert list(tmp_path.rglob("*")) == ([folder] if there == "empty" else [])
+
+
+def test_a_fixed_primary_creates_on_its_mount(tmp_path: Path) -> None:
+    """On a directory that shows LiteFS's files, a fixed primary makes what is missing."""
+    (tmp_path / ".lag").write_text("0\n")
+    with closing(fixed(tmp_path)) as db:
+        with pytest.raises(DatabaseMissing, match=r"holds no app\.db"):
+            db.create_all(Base.metadata, timeout=0.0)
+        # What LiteFS would show by now: without it nothing here is known to be replicated.
+        (tmp_path / "app.db-pos").write_text(f"{1:016x}/{1:016x}\n")
+        db.create_all(Base.metadata, timeout=0.0)
+
+
 def test_a_missing_database_is_named(cluster: EmulatedCluster, users: Open) -> None:
     """A live mount without the file says so, on a replica too, and makes no phantom."""
     node = cluster.replicas()[0] if cluster.primary() else None
@@ -118,6 +149,20 @@ def test_the_primary_needs_no_broker(cluster: EmulatedCluster, users: Open) -> N
     assert users(cluster.primary()).insert(User(name="Ada")).id == 1
 
 
+def test_a_closed_database_has_no_connection_left(cluster: EmulatedCluster, users: Open) -> None:
+    """Closing a database closes what was kept open to LiteFS's API, too."""
+    made(cluster, users)
+    on_node = users(cluster.primary())
+    on_node.insert(User(name="Ada"))
+    client = on_node.db.parts.node()
+    client.info()
+    on_node.db.close()
+    try:
+        assert client._connection is None
+    finally:
+        client.close()
+
+
 def test_another_journal_mode_is_refused(cluster: EmulatedCluster, users: Open) -> None:
     """Journal modes that LiteFS cannot see are refused before anything is written."""
     made(cluster, users)
@@ -130,7 +175,11 @@ def test_another_journal_mode_is_refused(cluster: EmulatedCluster, users: Open) 
 
 
 @pytest.mark.parametrize(
-    "url", ["postgresql://x/y", "sqlite://", "sqlite:///:memory:", "sqlite:////a.db?mode=ro"]
+    "url",
+    [
+        "postgresql://x/y", "sqlite://", "sqlite:///:memory:", "sqlite:////a.db?mode=ro",
+        "/litefs/app.db", "",
+    ],
 )
 def test_a_url_that_is_no_database_file_is_refused(url: str) -> None:
     """Only a plain SQLite file can be on LiteFS."""
