@@ -37,8 +37,9 @@ CORRUPT_VTAB = 267
 # goes on with the pages it has (litefs 0.5.14): a connection this old is replaced at its next use.
 READER_AGE = 5
 
-# How often it is looked whether the mount is another: a look takes a fifth of a short read.
-MOUNT_INTERVAL = 0.1
+# How often it is looked whether the mount is another: a look takes a fifth of a short read, and
+# LiteFS can be there again 25 ms after it was killed.
+MOUNT_INTERVAL = 0.01
 
 OnConnect = Callable[[sqlite3.Connection], None]
 

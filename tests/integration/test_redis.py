@@ -498,11 +498,12 @@ def test_a_silent_backend_is_not_waited_for(stored: Stored, silent: Any) -> None
     assert stored.find([one.id]) == {one.id: Committed(1, 1)}
 
 
-def test_without_a_backend_nothing_is_found() -> None:
-    """An app without a result backend knows no outcome, and keeping one is no error."""
+def test_without_a_backend_nothing_is_found(caplog: pytest.LogCaptureFixture) -> None:
+    """An app without a result backend knows no outcome, and that is no error in the log."""
     with celery_app() as app:
         stored = Stored(app, Wire(max_bytes=1_000), timeout=0.2)
         one = a_write()
         stored.keep([(one, Committed(1, 1))])
         assert stored.find([one.id]) == {}
         stored.close()
+    assert not caplog.records
