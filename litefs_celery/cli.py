@@ -29,8 +29,9 @@ Examples:
   celery -A yourapp litefs status --json | jq .databases.default.primary
   celery -A yourapp litefs status --local        # this node only, without the broker
 \b
-Exit codes: 0 each database has one primary, which consumes; 1 it has not; 2 usage;
-3 the broker cannot be reached or no worker answered."""
+Exit codes: 0 each database has one primary, which consumes, and each node knows it;
+1 something is wrong, and is said below the table; 2 usage; 3 the broker cannot be
+reached or no worker answered."""
 PROMOTE_EXAMPLES = """\b
 Examples:
   celery -A yourapp litefs promote --timeout 60

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import queue
 import threading
 import time
@@ -16,7 +17,7 @@ from sqlalchemy import Connection
 from . import ledger, observe
 from .config import Settings
 from .detector import Term
-from .engines import LOST, ONE_MAY_CAUSE, Engines, primary_code
+from .engines import LOGIC, LOST, ONE_MAY_CAUSE, Engines, primary_code
 from .errors import NotAcknowledged
 from .savepoint import RunMethod, Savepoints, TransactionEnded
 from .wire import Outcome, Refused, Wire, Write, conflict
@@ -90,7 +91,7 @@ class Committer:
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
         self._epoch = 0
-        self._pruned_at = 0.0
+        self._pruned_at = -math.inf
 
     def submit(self, write: Write, term: Term) -> Future[Outcome]:
         """
@@ -169,13 +170,15 @@ class Committer:
         try:
             self._commit(group)
         except Exception as error:  # noqa: BLE001 - whatever it was, no caller may wait for ever
-            ended = isinstance(error, TransactionEnded)
-            if len(group) > 1 and (ended or primary_code(error) in ONE_MAY_CAUSE):
-                # One write too large for the disk, one that meets a damaged page or one that ends
-                # the transaction must not take the others with it.
+            # Neither the file nor the role: a method has ended or spoilt the transaction.
+            own = isinstance(error, TransactionEnded) or primary_code(error) == LOGIC
+            if len(group) > 1 and (own or primary_code(error) in ONE_MAY_CAUSE):
+                # Nor must one write too large for the disk, or one that meets a damaged page,
+                # take the others with it.
                 for job in group:
                     self._commit_or_fail([job])
-            elif ended and not group[0].refusal:
+            elif own and group[0].refusal is None:
+                # It would fail so each time it came.
                 group[0].refusal = error
                 self._commit_or_fail(group)
             else:

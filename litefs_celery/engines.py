@@ -23,6 +23,7 @@ from .guard import Guard
 # away or changed its role under it (litefs 0.5.14: a connection opened on a replica stays
 # read-only after a promotion).
 READONLY, IOERR, FULL, CANTOPEN = 8, 10, 13, 14
+LOGIC = 1  # SQLITE_ERROR; also a savepoint that a failed virtual table has spoilt (3.40.1)
 BUSY, CORRUPT, NOTADB, PROTOCOL, NOMEM = 5, 11, 26, 15, 7
 # PROTOCOL among them: a WAL opened while LiteFS was starting keeps a stale index, and says so at
 # every statement, after ten seconds of trying.

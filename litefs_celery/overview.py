@@ -151,10 +151,10 @@ def _strangers(
     for row in rows:
         if row["role"] == "unknown" and leading:
             yield _unknown(row)
-        if row["consuming"] and row["role"] not in ("primary", "unknown"):
+        if row["consuming"] and row["role"] != "primary":
             yield (
-                f"{row['node']} consumes {db.queue}, and is {row['role']}: ask again in a second; "
-                "if it stays so, restart its worker"
+                f"{row['node']} consumes {db.queue}, but is not primary ({row['role']}): ask again "
+                "in a second; if it stays so, restart its worker"
             )
 
 

@@ -105,10 +105,11 @@ class Resender:
         while ids := self._outbox.seen_under_another(term, limit=BATCH):
             still = self._settled(connection, ids)
             self._outbox.mark_seen(still, term)
-            lost = sorted(set(ids) - set(still))
+            # What is there but not settled yet is looked for, and sent, again; it is not lost.
+            lost = sorted(set(ids) - ledger.find(connection, ids).keys())
             if lost:
                 observe.emit(observe.WritesLost(self._database, newest.node, tuple(lost)))
-            self._outbox.mark_lost(lost)
+            self._outbox.mark_lost(sorted(set(ids) - set(still)))
         left = [write_id for write_id in waiting if write_id not in set(found)]
         soon = time.time() - self._settings.outbox_resend_interval + NEW_TERM_DELAY
         self._outbox.hurry(left, soon)

