@@ -6,14 +6,14 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 from celery import Celery, Task
 from celery.utils.saferepr import saferepr
-from sqlalchemy import MetaData
+from sqlalchemy import Engine, MetaData
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -313,11 +313,10 @@ class LiteFSCelery:
         """This database's replication position on this node."""
         return self.parts.node().position(self.path.name)
 
-    @contextmanager
-    def read_session(self) -> Iterator[Session]:
-        """A short Session on the local replica, outside any transaction."""
-        with Session(self.parts.engines.reader, expire_on_commit=False, autoflush=False) as session:
-            yield session
+    @property
+    def reader(self) -> Engine:
+        """The engine of reads on the local replica, outside any transaction."""
+        return self.parts.engines.reader
 
     def create_all(
         self, metadata: MetaData, *, journal_mode: str = "delete", timeout: float = 60.0

@@ -139,14 +139,17 @@ def _strangers(
     db: LiteFSCelery, rows: list[dict[str, Any]], leading: list[str]
 ) -> Iterator[str]:
     """What single nodes say that does not go with a primary."""
-    hosts: dict[str, set[str]] = defaultdict(set)
+    # Several workers of one node are on one host and open one file.
+    places: dict[str, dict[tuple[str, str], str]] = defaultdict(dict)
     for row in rows:
-        hosts[row["node"]].add(row["worker"].partition("@")[2])
-    for node, names in sorted(hosts.items()):
-        if len(names) > 1:
+        place = (row["worker"].partition("@")[2], row["path"])
+        places[row["node"]].setdefault(place, row["worker"])
+    for node, workers in sorted(places.items()):
+        if len(workers) > 1:
             yield (
-                f"workers on {' and '.join(sorted(names))} all say they are node {node}: give each "
-                "node a litefs_node of its own, the name that LiteFS has there (lease.hostname)"
+                f"{' and '.join(sorted(workers.values()))} both say they are node {node}: give "
+                "each node a litefs_node of its own, the name that LiteFS has there "
+                "(lease.hostname)"
             )
     for row in rows:
         if row["role"] == "unknown" and leading:

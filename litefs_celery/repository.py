@@ -244,7 +244,8 @@ class Repository(Generic[M]):
         if session is not None:
             yield session
             return
-        with self.db.read_session() as session:
+        # Made here: another context manager would take as long as the rest of this.
+        with Session(self.db.reader, expire_on_commit=False, autoflush=False) as session:
             token = _reading.set((self.db, session))
             try:
                 yield session

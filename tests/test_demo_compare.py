@@ -31,7 +31,7 @@ def test_a_whole_import_is_fine() -> None:
 
 
 def test_a_lost_record_is_found() -> None:
-    """A record acknowledged is lost where it is not there; one never acknowledged is only absent."""
+    """A record that was acknowledged and is not there is lost; one that was not is only absent."""
     found = compare(RECORDS, ACKNOWLEDGED, rows(1, 0, 1))
     assert found == FINE | {"rows": 2, "present": 2, "lost": 1}
     assert compare(RECORDS, ACKNOWLEDGED[:1], rows(1, 0, 1))["lost"] == 0
