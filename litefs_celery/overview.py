@@ -147,7 +147,7 @@ def _strangers(
     for node, workers in sorted(places.items()):
         if len(workers) > 1:
             yield (
-                f"{' and '.join(sorted(workers.values()))} both say they are node {node}: give "
+                f"{' and '.join(sorted(workers.values()))} all say they are node {node}: give "
                 "each node a litefs_node of its own, the name that LiteFS has there "
                 "(lease.hostname)"
             )
