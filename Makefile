@@ -10,6 +10,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# pytest-celery is for tests/compose, which needs a Docker engine.
+COMPOSE = $(shell docker info >/dev/null 2>&1 && echo ,compose)
 SOURCES := pyproject.toml $(wildcard README.md LICENSE) $(shell find litefs_celery -name '*.py')
 
 .PHONY: demo test lint bench clean
@@ -34,7 +36,8 @@ bench: $(VENV)/.demo
 
 $(VENV)/.demo $(VENV)/.test $(VENV)/.lint: $(VENV)/.%: $(VENV)/.wheel
 	@echo "installing litefs-celery[$*] into $(VENV)"
-	@$(PIP) install "$$(ls $(VENV)/dist/*.whl)[$*]" $(if $(OLDEST),"celery==5.6.3")
+	@$(PIP) install "$$(ls $(VENV)/dist/*.whl)[$*$(if $(filter test,$*),$(COMPOSE))]" \
+	  $(if $(OLDEST),"celery==5.6.3")
 	@touch $@
 
 $(VENV)/.wheel: $(SOURCES) | $(VENV)/.made

@@ -15,6 +15,7 @@ from .errors import ConfigurationError
 ENV_PREFIX = "LITEFS_CELERY_"
 CONF_PREFIX = "litefs_"
 SOURCES = ("events", "info", "file", "table")
+KEEPS = ("submitted", "all")
 MODES = ("auto", "litefs", "standalone")
 # Queue names and Redis keys are built from these names.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -80,6 +81,8 @@ class Settings:
 
     outbox_dir: str = ""
     """Directory on this node's own disk where submitted writes are kept; empty: in the broker."""
+    outbox_keeps: str = "submitted"
+    """``submitted`` writes, or ``all``: synchronous ones too, for about a millisecond each."""
     outbox_limit_bytes: int = 268_435_456
     """Largest outbox: `OutboxFull` comes before the disk is full."""
     outbox_resend_interval: float = 30.0
@@ -121,6 +124,8 @@ class Settings:
             found.append(f"litefs_node={self.node!r}: use letters, digits, '.', '_' and '-'")
         if self.mode not in MODES:
             found.append(f"litefs_mode={self.mode!r}: choose one of {', '.join(MODES)}")
+        if self.outbox_keeps not in KEEPS:
+            found.append(f"litefs_outbox_keeps={self.outbox_keeps!r}: {' or '.join(KEEPS)}")
         if any(source not in SOURCES for source in self.sources):
             found.append(f"litefs_sources={self.sources!r}: choose from {', '.join(SOURCES)}")
         elif not self.has_fixed_role and not {"events", "info"} & set(self.sources):

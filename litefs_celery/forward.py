@@ -54,6 +54,9 @@ class Ways(Protocol):
     def publish(self, writes: Sequence[Write]) -> None:
         """Send the writes to the queue of the primary, in one message; raises `Unsent`."""
 
+    def keep(self, write: Write) -> bool:
+        """Put the write into the outbox, if that is for it; the node's worker may then send it."""
+
     def find_stored(self, writes: Sequence[Write]) -> dict[str, Outcome]:
         """What the result backend knows of these, by id; waits for it a short time at most."""
 
@@ -129,6 +132,7 @@ class Forwarder:
             )
         self._ways.check_ready()
         pending = _Pending(write, time.monotonic() + timeout)
+        pending.maybe_sent = self._ways.keep(write)
         with self._changed:
             self._pending[id(pending)] = pending
             self._new.append(pending)

@@ -121,9 +121,17 @@ class Outbox:
         """Note that their outcomes can be read here, and under which term that was looked at."""
         self._update("seen_at = coalesce(seen_at, ?), seen_term = ?", (time.time(), term), ids)
 
-    def mark_lost(self, ids: Sequence[str]) -> None:
-        """Their outcomes are gone, with the primary that had them: they are to be sent again."""
-        self._update("seen_at = NULL, seen_term = NULL, sent_at = 0", (), ids)
+    def mark_lost(self, ids: Sequence[str], deadline: float) -> None:
+        """
+        Their outcomes are gone, with the primary that had them: they are to be sent again.
+
+        Until ``deadline`` if theirs was earlier: they were made once, and somebody was told so.
+        """
+        change = (
+            "seen_at = NULL, seen_term = NULL, sent_at = 0, deadline = max(deadline, ?), "
+            "header = json_set(header, '$.deadline', max(deadline, ?))"
+        )
+        self._update(change, (deadline, deadline), ids)
 
     def forget(self, *, seen_before: float, expired_before: float) -> list[str]:
         """

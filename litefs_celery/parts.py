@@ -112,6 +112,13 @@ class Parts:
         """See `forward.Ways`."""
         self.sender.publish(writes)
 
+    def keep(self, write: Write) -> bool:
+        """See `forward.Ways`."""
+        if self.outbox is None or self.db.settings.outbox_keeps != "all":
+            return False
+        self.outbox.add(write)
+        return True
+
     def find_stored(self, writes: Sequence[Write]) -> dict[str, Outcome]:
         """See `forward.Ways`."""
         return self.stored.find([write.id for write in writes])

@@ -109,7 +109,8 @@ class Resender:
             lost = sorted(set(ids) - ledger.find(connection, ids).keys())
             if lost:
                 observe.emit(observe.WritesLost(self._database, newest.node, tuple(lost)))
-            self._outbox.mark_lost(sorted(set(ids) - set(still)))
+            deadline = time.time() + self._settings.submit_timeout
+            self._outbox.mark_lost(sorted(set(ids) - set(still)), deadline)
         left = [write_id for write_id in waiting if write_id not in set(found)]
         soon = time.time() - self._settings.outbox_resend_interval + NEW_TERM_DELAY
         self._outbox.hurry(left, soon)

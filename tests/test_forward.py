@@ -72,6 +72,10 @@ class Bench:
             raise error
         self.messages.append(list(writes))
 
+    def keep(self, write: Write) -> bool:
+        """There is no outbox."""
+        return False
+
     def find_stored(self, writes: Sequence[Write]) -> dict[str, Outcome]:
         """Return what the result backend is said to hold."""
         self.asked.append([write.id for write in writes])

@@ -7,18 +7,27 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import create_engine
 
-from litefs_celery import ConfigurationError, LiteFSCelery, OutboxFull, Settings, ledger, observe
+from litefs_celery import (
+    BrokerUnavailable,
+    ConfigurationError,
+    LiteFSCelery,
+    OutboxFull,
+    Settings,
+    ledger,
+    observe,
+)
 from litefs_celery.forward import Unsent
 from litefs_celery.outbox import Outbox, OutboxSize
 from litefs_celery.resender import Resender
 from litefs_celery.wire import Write
-from tests.support import celery_app, until
+from tests.support import celery_app, replica, standalone, until
 
 SETTINGS = Settings(node="n2", outbox_resend_interval=100.0, outbox_grace=500.0)
 
@@ -186,6 +195,36 @@ def test_a_write_that_a_stale_winner_rolled_back_is_sent_again(bench: Bench) -> 
     assert bench.sent == [lost.id]
     assert observe.WritesLost("default", "n3", (lost.id,)) in told
     assert bench.outbox.size() == OutboxSize(waiting=1, seen=1)
+
+
+def test_a_lost_write_is_sent_past_its_deadline(bench: Bench) -> None:
+    """What was made once and told so is made again, also where its deadline has passed since."""
+    write = a_write(deadline=time.time() + 0.2)
+    bench.outbox.add(write)
+    bench.commit(write)
+    bench.resender.tend()
+    until(lambda: time.time() > write.deadline, "the deadline")
+    bench.roll_back(write, "n3")
+    bench.resender.tend()
+    assert bench.sent == [write.id]
+    (again,) = bench.outbox.unseen(sent_before=time.time() + 1, limit=2)
+    assert again == replace(write, deadline=again.deadline)
+    assert again.deadline > time.time() + SETTINGS.submit_timeout - 10
+
+
+def test_synchronous_writes_are_kept_where_asked_for(tmp_path: Path) -> None:
+    """With `litefs_outbox_keeps` at ``all`` a call is in the outbox before it is sent."""
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    standalone(mount).close()
+    kept = replica(mount, outbox_dir=str(tmp_path / "out"), outbox_keeps="all")
+    write = kept.new_write("m.go", "[[1], {}]", timeout=0.3, write_id="", shown=("", ""))
+    with closing(kept), pytest.raises(BrokerUnavailable) as told:
+        kept.forwarder.call(write, 0.3)
+    # The worker of the node could have sent it meanwhile.
+    assert told.value.may_have_been_sent is True
+    assert kept.parts.outbox.waiting_ids(limit=9) == [write.id]
+    kept.close()
 
 
 def test_a_new_term_hurries_what_waits(bench: Bench) -> None:

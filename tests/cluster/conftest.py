@@ -52,6 +52,7 @@ def running_kept_site(request: pytest.FixtureRequest, tmp_path_factory: Any) -> 
     environ = {
         "LITEFS_CELERY_OUTBOX_DIR": str(tmp_path_factory.mktemp("outbox")),
         "LITEFS_CELERY_OUTBOX_RESEND_INTERVAL": "3",
+        "LITEFS_CELERY_OUTBOX_KEEPS": "all",
     }
     yield from _sites(request, tmp_path_factory, environ)
 
