@@ -98,15 +98,15 @@ class Resender:
     def _see(self, connection: Connection, newest: TermRow) -> None:
         term = f"{newest.epoch} {newest.node} {newest.litefs_id} {newest.started_at}"
         waiting = self._outbox.waiting_ids(limit=BATCH)
-        found = self._settled(connection, waiting)
+        _, found = self._look(connection, waiting)
         self._outbox.mark_seen(found, term)
         if term == self._term:
             return
         while ids := self._outbox.seen_under_another(term, limit=BATCH):
-            still = self._settled(connection, ids)
+            there, still = self._look(connection, ids)
             self._outbox.mark_seen(still, term)
             # What is there but not settled yet is looked for, and sent, again; it is not lost.
-            lost = sorted(set(ids) - ledger.find(connection, ids).keys())
+            lost = sorted(set(ids) - there)
             if lost:
                 observe.emit(observe.WritesLost(self._database, newest.node, tuple(lost)))
             deadline = time.time() + self._settings.submit_timeout
@@ -116,9 +116,11 @@ class Resender:
         self._outbox.hurry(left, soon)
         self._term = term
 
-    def _settled(self, connection: Connection, ids: Sequence[str]) -> list[str]:
+    def _look(self, connection: Connection, ids: Sequence[str]) -> tuple[set[str], list[str]]:
+        """Which of ``ids`` have a row here, and which of those will last."""
         sightings = ledger.sight(connection, ids) if ids else []
-        return [seen.entry.write_id for seen in sightings if self._is_settled(seen)]
+        settled = [seen.entry.write_id for seen in sightings if self._is_settled(seen)]
+        return {seen.entry.write_id for seen in sightings}, settled
 
     def _send(self) -> None:
         settings, now = self._settings, time.time()
