@@ -14,7 +14,8 @@ from kombu.exceptions import OperationalError
 from sqlalchemy.exc import SQLAlchemyError
 
 from . import handover, ledger, overview
-from .errors import ConfigurationError, LiteFSCeleryError, PromotionFailed
+from .errors import ConfigurationError, LiteFSCeleryError
+from .promotion import Promotion
 from .roles import Kind
 from .routing import databases
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from .database import LiteFSCelery
 
 WRONG, USAGE, UNREACHABLE = 1, 2, 3
-ANSWER_TIMEOUT = 1.0  # of the workers, between two looks
 STATUS_EXAMPLES = """\b
 Examples:
   celery -A yourapp litefs status
@@ -34,7 +34,8 @@ Exit codes: 0 each database has one primary, which consumes, and each node knows
 reached or no worker answered."""
 PROMOTE_EXAMPLES = """\b
 Examples:
-  celery -A yourapp litefs promote --timeout 60
+  celery -A yourapp litefs promote                 # this node
+  celery -A yourapp litefs promote --node b --timeout 60
   celery -A yourapp litefs promote --json | jq .consuming"""
 PRUNE_EXAMPLES = """\b
 Examples:
@@ -90,22 +91,31 @@ def status(
 
 
 @litefs.command(cls=CeleryCommand, epilog=PROMOTE_EXAMPLES)
+@click.option("--node", metavar="NAME", help="The node to make primary; by default this one.")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), default=30.0, show_default=True,
               help="Seconds until giving up.")
 @_json
 @_database
 @click.pass_context
-def promote(ctx: click.Context, timeout: float, database: str | None, *, as_json: bool) -> None:
-    """Make THIS node the primary, gracefully."""
+def promote(
+    ctx: click.Context, node: str | None, timeout: float, database: str | None, *, as_json: bool
+) -> None:
+    """
+    Make a node the primary, with nothing under way.
+
+    The primary takes no writes while it hands over; their callers wait for about a second.
+    """
     dbs = _selected(ctx, database)
     tell = functools.partial(click.echo, err=as_json)
-    deadline = time.monotonic() + timeout
-    # One LiteFS has one lease for all its databases.
-    for db in {db.settings.api_url: db for db in dbs}.values():
-        handover.make_primary(db, timeout, deadline, tell)
-    consuming = {db.name: _await_consumer(db, timeout, deadline, tell) for db in dbs}
+    for db in dbs:
+        handover.check_movable(db)
+    target = node or dbs[0].settings.node
+    promotion = Promotion(target, timeout, tell=tell, warn=functools.partial(click.echo, err=True))
+    for group in handover.by_litefs(dbs):
+        promotion.hand_over(group[0])
+    consuming = {db.name: promotion.await_consumer(db) for db in dbs}
     if as_json:
-        click.echo(json.dumps({"primary": dbs[0].settings.node, "consuming": consuming}))
+        click.echo(json.dumps({"primary": target, "consuming": consuming}))
 
 
 @litefs.command(cls=CeleryCommand, epilog=PRUNE_EXAMPLES)
@@ -161,30 +171,6 @@ def _prune(
             return total, left
         # As long as the write lock was held: the writes of others come in between.
         time.sleep(time.monotonic() - started)
-
-
-def _await_consumer(
-    db: LiteFSCelery, timeout: float, deadline: float, tell: Callable[[str], None]
-) -> bool | None:
-    """Whether this node's worker consumes by then; None where nobody can say."""
-    name = db.settings.node
-    while True:
-        try:
-            found = overview.of_all([db], ANSWER_TIMEOUT)["databases"][db.name]
-        except OperationalError as error:
-            click.echo(f"whether its worker consumes {db.queue} is unknown: {error}", err=True)
-            return None
-        rows = [row for row in found["nodes"] if row["node"] == name]
-        if any(row["consuming"] for row in rows):
-            tell(f"{name}: consumes {db.queue}")
-            return True
-        if time.monotonic() > deadline and rows:
-            raise PromotionFailed(f"{name} is primary, but its worker does not consume {db.queue} "
-                                  f"after {timeout:g} s: see the worker's log")
-        if not rows:
-            click.echo(f"no worker of {name} answered: start one; until then writes wait in "
-                       f"{db.queue}", err=True)
-            return None
 
 
 def _selected(ctx: click.Context, name: str | None) -> list[LiteFSCelery]:

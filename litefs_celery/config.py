@@ -16,6 +16,7 @@ ENV_PREFIX = "LITEFS_CELERY_"
 CONF_PREFIX = "litefs_"
 SOURCES = ("events", "info", "file", "table")
 KEEPS = ("submitted", "all")
+ON_STOP = ("hand_over", "stay")
 MODES = ("auto", "litefs", "standalone")
 # Queue names and Redis keys are built from these names.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -79,6 +80,11 @@ class Settings:
     broker_timeout: float = 2.0
     """Socket timeout of the connections writes are sent through."""
 
+    handover_timeout: float = 5.0
+    """How long a handover may hold up writes: until then a handoff of LiteFS itself gives up."""
+    on_stop: str = "hand_over"
+    """When the primary's worker stops: ``hand_over`` the role to another node, or ``stay``."""
+
     outbox_dir: str = ""
     """Directory on this node's own disk where submitted writes are kept; empty: in the broker."""
     outbox_keeps: str = "submitted"
@@ -126,6 +132,8 @@ class Settings:
             found.append(f"litefs_mode={self.mode!r}: choose one of {', '.join(MODES)}")
         if self.outbox_keeps not in KEEPS:
             found.append(f"litefs_outbox_keeps={self.outbox_keeps!r}: {' or '.join(KEEPS)}")
+        if self.on_stop not in ON_STOP:
+            found.append(f"litefs_on_stop={self.on_stop!r}: {' or '.join(ON_STOP)}")
         if any(source not in SOURCES for source in self.sources):
             found.append(f"litefs_sources={self.sources!r}: choose from {', '.join(SOURCES)}")
         elif not self.has_fixed_role and not {"events", "info"} & set(self.sources):

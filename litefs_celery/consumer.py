@@ -68,6 +68,9 @@ class PrimaryConsumer:
         self._queue = primary_queue(db.queue)
         self._wake = threading.Event()
         self._stopped = threading.Event()
+        self._paused = threading.Event()
+        self._idle = threading.Event()
+        self._idle.set()
         self._thread: threading.Thread | None = None
         self._running: dict[Future[Outcome], _Running] = {}
         self._done: deque[Future[Outcome]] = deque()
@@ -95,9 +98,28 @@ class PrimaryConsumer:
         """The detector's term began or ended; called from its thread, does nothing but wake."""
         self._wake.set()
 
+    def pause(self, timeout: float) -> bool:
+        """Take no more writes, and wait for the outcomes of those taken; whether all came."""
+        self._paused.set()
+        self._wake.set()
+        return self._idle.wait(timeout)
+
+    def resume(self) -> None:
+        """Take writes again, if this node still holds a term."""
+        self._paused.clear()
+        self._wake.set()
+
+    @property
+    def _term(self) -> Term | None:
+        """The term under which writes may be taken now."""
+        return None if self._paused.is_set() else self._db.term
+
+    def _may_take(self, term: Term) -> bool:
+        return term.held and not self._stopped.is_set() and not self._paused.is_set()
+
     def _loop(self) -> None:
         while not self._stopped.is_set():
-            term = self._db.term
+            term = self._term
             if term is None:
                 self._wake.wait()
                 self._wake.clear()
@@ -116,6 +138,7 @@ class PrimaryConsumer:
                 self._running.clear()
                 self._done.clear()
                 self._moved(consuming=False)
+                self._idle.set()
 
     def _consume_under(self, term: Term | None) -> None:
         db = self._db
@@ -138,13 +161,14 @@ class PrimaryConsumer:
     def _serve(self, term: Term, connection: Connection, consumer: Consumer) -> None:
         """Consume until the term ends."""
         channel = connection.default_channel
+        self._idle.clear()
         restore_unacknowledged(channel)
         self._popped.put_back(channel, self._queue.name)
         consumer.consume()
         self._moved(consuming=True)
         self._broker_failures = 0
         try:
-            while term.held and not self._stopped.is_set():
+            while self._may_take(term):
                 self._drain_all(connection, term)
                 self._finish()
         finally:
@@ -187,7 +211,7 @@ class PrimaryConsumer:
 
     def _receive(self, message: Message) -> None:
         self._popped.take()
-        term = self._db.term
+        term = self._term
         try:
             writes = writes_in(message.headers or {}, message.payload)
         except Exception as error:  # noqa: BLE001 - decoding anything may raise anything
@@ -234,7 +258,7 @@ class PrimaryConsumer:
         """Put back what holds a write without outcome; of the others, the ledger answers."""
         if not failed:
             return
-        term = self._db.term
+        term = self._term
         if term is not None and term.held and not self._stopped.is_set():
             # Still primary, and the commit failed (disk full, locked): the queue must not spin.
             observe.logger.warning(
@@ -252,9 +276,12 @@ class PrimaryConsumer:
         while time.monotonic() < deadline:
             self._drain(connection, BUSY_POLL)
             self._finish()
-            if self._db.term is not None and not self._running:
-                return self._db.term
-            if not self._running and time.monotonic() > read_until:
+            if self._running:
+                continue
+            self._idle.set()
+            if self._term is not None:
+                return self._term
+            if time.monotonic() > read_until:
                 break
         return None
 

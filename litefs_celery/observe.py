@@ -147,6 +147,22 @@ class OutboxGaveUp(Record):
     write_ids: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class HandedOver(Record):
+    """This node gave the role to ``target``, and took no writes for ``duration`` seconds before."""
+
+    target: str
+    duration: float
+
+
+@dataclass(frozen=True)
+class HandoverFailed(Record):
+    """The role was not given to the node ``target``; this node goes on as it was."""
+
+    target: str
+    reason: str
+
+
 Hook = Callable[[Record], None]
 _hooks: list[Hook] = []
 _lock = threading.Lock()
@@ -162,6 +178,8 @@ _LEVELS: dict[type[Record], int] = {
     Resent: logging.INFO,
     WritesLost: logging.WARNING,
     OutboxGaveUp: logging.ERROR,
+    HandedOver: logging.INFO,
+    HandoverFailed: logging.WARNING,
 }
 
 

@@ -6,11 +6,10 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from kombu.exceptions import OperationalError
 from kombu.transport.virtual import Transport as VirtualTransport
 
+from .control import ask, connected
 from .litefs import NEVER_REPLICATED_MS
-from .tasks import connection_for
 
 if TYPE_CHECKING:
     from kombu.connection import Connection
@@ -21,8 +20,6 @@ COLUMNS = (
     "node", "database", "role", "primary", "epoch", "consuming", "lag", "position", "ledger",
     "outbox",
 )
-# Redis answers an idle BRPOP after a second; a shorter socket timeout would break it off.
-LEAST_SOCKET_TIMEOUT = 3.0
 
 
 def local(dbs: list[LiteFSCelery]) -> dict[str, Any]:
@@ -43,14 +40,8 @@ def of_all(dbs: list[LiteFSCelery], timeout: float) -> dict[str, Any]:
     Raises kombu's `OperationalError` when the broker cannot be reached.
     """
     app = dbs[0].app
-    limit = max(timeout, LEAST_SOCKET_TIMEOUT)
-    with connection_for(app, timeout=limit) as connection:
-        try:
-            connection.ensure_connection(max_retries=1, interval_start=0, timeout=limit)
-            inspect = app.control.inspect(timeout=timeout, connection=connection)
-            replies: dict[str, Any] = inspect._request("litefs") or {}
-        except (OSError, *connection.connection_errors, *connection.channel_errors) as error:
-            raise OperationalError(str(error)) from error
+    with connected(app, timeout) as connection:
+        replies = ask(app, connection, "litefs", timeout=timeout)
         rows = {db.name: _rows(replies, db.name) for db in dbs}
         queues = {name: _length(connection, name) for name in _queue_names(dbs, rows)}
     notes = [

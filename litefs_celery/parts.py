@@ -70,6 +70,7 @@ class Parts:
         self.stored = Stored(db.app, self.wire, timeout=settings.broker_timeout)
         self.consumer: PrimaryConsumer | None = None
         self.sends_events: Callable[[], bool] = lambda: False
+        self.handover = ""
         self._threads = threading.local()
         # Weakly: a thread that ends takes its client along.
         self._nodes: weakref.WeakSet[LiteFSNode] = weakref.WeakSet()
@@ -211,7 +212,7 @@ class Parts:
             "role": role.kind.value, "primary": role.primary, "reason": role.reason,
             "epoch": None if term is None else term.epoch, "queue": db.queue,
             "consuming": db.consuming, "position": None, "lag_ms": None, "ledger": None,
-            "outbox": None,
+            "outbox": None, "candidate": None, "handover": self.handover,
         }
         if self.outbox is not None:
             status["outbox"] = vars(self.outbox.size())
@@ -219,6 +220,7 @@ class Parts:
             position = self.node().position(db.path.name)
             status["position"] = None if position is None else f"{position.txid:016x}"
             status["lag_ms"] = self.node().lag_ms()
+            status["candidate"] = self.node().info().candidate
         with suppress(SQLAlchemyError, LiteFSCeleryError), self.engines.reader.connect() as reader:
             status["ledger"] = ledger.size(reader)
             newest = ledger.newest_term(reader)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps
-from celery.worker.control import inspect_command
+from celery.worker.control import control_command, inspect_command
 
+from . import handover
 from .tasks import primary_queue
 
 if TYPE_CHECKING:
@@ -37,6 +39,9 @@ class PrimaryStep(bootsteps.StartStopStep):
 
     def stop(self, c: Any) -> None:
         """Stop for good when the worker closes, not when it reconnects."""
+        if c.blueprint.state == bootsteps.CLOSE:
+            for group in handover.by_litefs(databases(c.app)):
+                handover.leave(group)
         if c.blueprint.state in (bootsteps.CLOSE, bootsteps.TERMINATE):
             self.shutdown(c)
 
@@ -70,6 +75,30 @@ def databases(app: Any) -> list[LiteFSCelery]:
 def litefs_status(state: Any) -> dict[str, Any]:
     """Each database's role, epoch and position on this node."""
     return {db.name: db.node_status() for db in databases(state.app)}
+
+
+@control_command(name=handover.HAND_OVER, args=[("node", str), ("timeout", float)])
+def hand_over(state: Any, node: str, timeout: float) -> dict[str, Any]:
+    """Give the role of primary, where this node has it, to ``node``."""
+    for group in handover.by_litefs(databases(state.app)):
+        if any(db.term is not None for db in group):
+            give = handover.Handover(group).give
+            handover.in_background(functools.partial(give, node, timeout), "litefs-hand-over")
+            return {"ok": f"handing over to {node}"}
+    return {"ok": "not primary"}
+
+
+@control_command(name=handover.TAKE_OVER)
+def take_over(
+    state: Any, node: str, positions: dict[str, str], timeout: float
+) -> dict[str, Any]:
+    """Take the role of primary, where this is ``node``, once it has what the primary has."""
+    for group in handover.by_litefs(databases(state.app)):
+        if group[0].settings.node == node and positions.keys() >= {db.name for db in group}:
+            take = functools.partial(handover.take_over, group, positions, timeout)
+            handover.in_background(take, "litefs-take-over")
+            return {"ok": "taking over"}
+    return {"ok": "another node"}
 
 
 @inspect_command(name="active_queues")
