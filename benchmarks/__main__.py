@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import idle, moves, report, where
+from benchmarks import handovers, idle, moves, report, where
 from benchmarks.rounds import FULL, QUICK, Rounds, Sizes
 from benchmarks.site import Site
 from benchmarks.stats import Book
@@ -61,6 +61,7 @@ def _measure(site: Site, sizes: Sizes, seed: int, document: dict[str, Any]) -> N
         rounds = Rounds(site, sizes, seed)
         rounds.run(book, _tell)
         moves.measure(site, book, sizes.moves, _tell)
+        handovers.measure(site, book, sizes.moves, _tell)
         writes = rounds.check()
         commands = idle.measure(site, book, sizes.idle_seconds, _tell)
     found = {

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import create_engine, select
@@ -74,6 +75,30 @@ def many(threads: int, code: str, start: float, seconds: float) -> dict[str, int
     return counts
 
 
+def lasting(threads: int, code: str, until: str) -> list[float]:
+    """Seconds of each visit from many threads, which go on until that file is there."""
+    durations: list[float] = []
+    errors: list[Exception] = []
+
+    def visit() -> None:
+        try:
+            while not Path(until).exists():
+                began = time.perf_counter()
+                regions.visit(code)
+                durations.append(time.perf_counter() - began)
+        except Exception as error:
+            errors.append(error)
+
+    workers = [threading.Thread(target=visit) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    if errors:
+        raise errors[0]
+    return durations
+
+
 def delay(count: int, code: str) -> dict[str, float]:
     """Submit visits without waiting: seconds until all were sent, and until all are readable."""
     connection = sqlite3.connect(f"file:{db.path}?mode=ro", uri=True, isolation_level=None)
@@ -126,7 +151,7 @@ def _timed(get: Callable[[Any], Any], keys: list[int]) -> list[float]:
 
 
 JOBS: dict[str, Callable[..., Any]] = {
-    job.__name__: job for job in (create, insert, one, many, delay, reads)
+    job.__name__: job for job in (create, insert, one, many, lasting, delay, reads)
 }
 
 

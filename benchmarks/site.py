@@ -18,6 +18,7 @@ TIMEOUT = 120.0  # three workers start slowly on a small machine
 REGIONS = 200  # rows, so that a read by key is not always of the same one
 VISITED = "B-0"
 DELAYED = "B-1"
+HANDED = "B-2"
 
 
 class Caller:

@@ -51,6 +51,8 @@ FIGURES = (
     _ms("7 plain Session.get, p50", "plain_get", p50),
     _ms("8 new primary until it consumes, p50", "move", p50),
     _ms("8 new primary until it consumes, max", "moves", max),
+    _ms("8 longest call while the role is handed over, p50", "handover", p50),
+    _ms("8 longest call while the role is handed over, max", "handover", max),
     *(
         Figure(f"9 idle {title}: {what}", f"{key}_{part}", mean, unit, scale)
         for part, what, unit, scale in (
@@ -126,6 +128,7 @@ GOALS = (
     Goal("7 Regions.get / plain Session.get, p50", "get", p50, "plain_get", at_most={"": 1.05}),
     Goal("8 new primary consumes, p50, s", "move", p50, at_most={"": 0.25}),
     Goal("8 new primary consumes, max, s", "moves", max, at_most={"": 0.25}),
+    Goal("8 longest call in a drained handover, s", "handover", max, at_most={"": 1.5}),
     *(
         Goal(f"9 idle {key}: broker commands, /s", f"{key}_commands", mean, at_most={"": 5})
         for key in ("replica", "primary")

@@ -18,6 +18,7 @@ from sqlalchemy.pool import NullPool, QueuePool
 
 from .errors import ConfigurationError, DatabaseMissing, MountUnavailable
 from .guard import Guard
+from .write_lock import begin_immediate
 
 # SQLite's primary result codes after which a connection is not to be used again: LiteFS went
 # away or changed its role under it (litefs 0.5.14: a connection opened on a replica stays
@@ -84,11 +85,11 @@ class Engines:
         self.local = self._engine(**aged)
         self.writer = self._engine(pool_size=1, max_overflow=0)
         self.setup = self._engine(poolclass=NullPool)
-        event.listen(self.setup, "begin", _begin_immediate)
+        event.listen(self.setup, "begin", begin_immediate(lock_timeout))
         event.listen(self.local, "begin", _begin)
         event.listen(self.local, "checkout", self._held)
         event.listen(self.local, "checkin", self._released)
-        event.listen(self.writer, "begin", _begin_immediate)
+        event.listen(self.writer, "begin", begin_immediate(lock_timeout))
         event.listen(self.writer, "connect", self._guarded)
 
     def holds_local_session(self) -> bool:
@@ -241,10 +242,6 @@ def primary_code(error: BaseException | None) -> int:
 
 def _begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN")
-
-
-def _begin_immediate(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def _notice_lost_file(context: ExceptionContext) -> None:
