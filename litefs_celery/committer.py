@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 from sqlalchemy import Connection
@@ -19,28 +18,12 @@ from .config import Settings
 from .detector import Term
 from .engines import LOGIC, LOST, ONE_MAY_CAUSE, Engines, primary_code
 from .errors import NotAcknowledged
+from .group import Group, GroupRunner, Job, out_of_turn
 from .savepoint import RunMethod, Savepoints, TransactionEnded
-from .wire import Outcome, Refused, Wire, Write, conflict
+from .wire import Outcome, Wire, Write
 
 PRUNE_BATCH = 1_000  # a few milliseconds under the write lock
 
-
-
-@dataclass
-class _Job:
-    write: Write
-    term: Term
-    future: Future[Outcome] = field(default_factory=Future)
-    refusal: Exception | None = None
-
-
-@dataclass
-class _Committed:
-    term: Term
-    group: list[_Job]
-    outcomes: list[Outcome]
-    duplicates: int
-    started: float
 
 
 T = TypeVar("T")
@@ -80,14 +63,13 @@ class Committer:
         run: RunMethod,
         confirm: Callable[[Term], None],
     ) -> None:
-        self._savepoints = Savepoints(owner, engines.guard, wire, run)
+        self._runner = GroupRunner(database, Savepoints(owner, engines.guard, wire, run), wire)
         self._database = database
         self._settings = settings
         self._engines = engines
-        self._wire = wire
         self._confirm = confirm
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._committed: queue.SimpleQueue[_Committed | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._committed: queue.SimpleQueue[Group | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
         self._epoch = 0
@@ -101,7 +83,7 @@ class Committer:
         same write may be handed in again, here or elsewhere, and the ledger decides.
         """
         self._start()
-        job = _Job(write, term)
+        job = Job(write, term)
         self._jobs.put(job)
         return job.future
 
@@ -149,24 +131,24 @@ class Committer:
             return error
         return None
 
-    def _resolve(self, committed: _Committed, failure: Exception | None) -> None:
+    def _resolve(self, committed: Group, failure: Exception | None) -> None:
         if failure is not None:
-            self._fail(committed.group, failure)
+            self._fail(committed.jobs, failure)
             return
         duration = time.monotonic() - committed.started
         observe.emit(
             observe.GroupCommitted(
-                self._database, committed.term.epoch, len(committed.group),
+                self._database, committed.term.epoch, len(committed.jobs),
                 committed.duplicates, duration,
             )
         )
-        for job, outcome in zip(committed.group, committed.outcomes, strict=True):
+        for job, outcome in zip(committed.jobs, committed.outcomes, strict=True):
             job.future.set_result(outcome)
 
-    def _next_group(self) -> tuple[list[_Job], bool]:
+    def _next_group(self) -> tuple[list[Job], bool]:
         return _take_all(self._jobs, limit=self._settings.group_limit)
 
-    def _commit_or_fail(self, group: list[_Job]) -> None:
+    def _commit_or_fail(self, group: list[Job]) -> None:
         try:
             self._commit(group)
         except Exception as error:  # noqa: BLE001 - whatever it was, no caller may wait for ever
@@ -184,7 +166,7 @@ class Committer:
             else:
                 self._fail(group, error)
 
-    def _fail(self, group: list[_Job], error: Exception) -> None:
+    def _fail(self, group: list[Job], error: Exception) -> None:
         term = group[-1].term
         observe.emit(observe.GroupFailed(self._database, term.epoch, len(group), error))
         if primary_code(error) in LOST:
@@ -198,7 +180,7 @@ class Committer:
             failure.__cause__ = error
             job.future.set_exception(failure)
 
-    def _commit(self, group: list[_Job]) -> None:
+    def _commit(self, group: list[Job]) -> None:
         started = time.monotonic()
         term = group[-1].term
         lost = next((job.term for job in group if not job.term.held), None)
@@ -210,39 +192,12 @@ class Committer:
             self._epoch = term.epoch
         with self._engines.writer.begin() as connection:
             self._prune(connection)
-            outcomes, duplicates = self._run_group(connection, group, term.epoch)
-        self._committed.put(_Committed(term, group, outcomes, duplicates, started))
-
-    def _run_group(
-        self, connection: Connection, group: list[_Job], epoch: int
-    ) -> tuple[list[Outcome], int]:
-        known = ledger.find(connection, [job.write.id for job in group])
-        fresh: list[ledger.Entry] = []
-        outcomes: list[Outcome] = []
-        for job in group:
-            write = job.write
-            entry = known.get(write.id)
-            if entry is not None:
-                outcomes.append(self._answer(entry, write))
-                continue
-            if job.refusal is not None:
-                outcome, text = self._savepoints.refuse(job.refusal, epoch)
-            else:
-                outcome, text = self._savepoints.execute(connection, write, epoch)
-            entry = ledger.Entry(
-                write.id, write.method, write.fingerprint, text, epoch, time.time()
-            )
-            known[write.id] = entry
-            fresh.append(entry)
-            outcomes.append(outcome)
-        ledger.record(connection, fresh)
-        return outcomes, len(group) - len(fresh)
-
-    def _answer(self, entry: ledger.Entry, write: Write) -> Outcome:
-        if not entry.matches(write):
-            return Refused(conflict(write), entry.epoch)
-        observe.emit(observe.DuplicateAnswered(self._database, write.id, write.method))
-        return self._wire.load_outcome(entry.outcome, entry.epoch)
+            committed = Group(term, started)
+            self._runner.run(connection, group, committed)
+        for job in committed.early:
+            job.future.set_exception(out_of_turn(job.write))
+        if committed.jobs:
+            self._committed.put(committed)
 
     def _prune(self, connection: Connection) -> None:
         if time.monotonic() - self._pruned_at < self._settings.prune_interval:

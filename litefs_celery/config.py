@@ -158,6 +158,12 @@ class Settings:
                 f"litefs_write_timeout and litefs_submit_timeout ({longest:g}): a write that comes "
                 "again after its outcome was pruned would take effect twice"
             )
+        if self.outbox_grace >= self.ledger_retention:
+            found.append(
+                f"litefs_outbox_grace={self.outbox_grace:g} must be less than "
+                f"litefs_ledger_retention ({self.ledger_retention:g}): a write waits for the "
+                "outcome of the one before it under its order_key as long as that is kept"
+            )
         for option in dataclasses.fields(self):
             value = getattr(self, option.name)
             if str(option.type) in ("int", "float") and not value > 0:

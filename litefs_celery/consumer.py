@@ -15,6 +15,7 @@ from kombu.message import Message
 
 from . import observe
 from .detector import Term
+from .errors import OutOfTurn
 from .message import writes_in
 from .redis_queue import Popped, acknowledge, keep_client, restore_unacknowledged
 from .tasks import connection_for, primary_queue
@@ -240,7 +241,8 @@ class PrimaryConsumer:
             taken = running.taken
             taken.left -= 1
             if error := future.exception():
-                taken.error = error
+                if not isinstance(error, OutOfTurn):  # its origin keeps it, and sends it again
+                    taken.error = error
             else:
                 done.append((running, future.result()))
             if not taken.left:

@@ -46,6 +46,7 @@ from .stored import Stored
 from .wire import Outcome, Wire, Write, unwrap
 
 CREATE_INTERVAL = 0.1
+SEND_TIMEOUT = 2.0  # then the node's worker sends what this process did not
 TIMEOUT_LIMIT = 31_622_400.0  # a year; far beyond it the waits of threads overflow
 JOURNAL_MODES = ("delete", "wal")
 
@@ -195,7 +196,8 @@ class LiteFSCelery:
         return names
 
     def new_write(
-        self, method: str, arguments: str, *, timeout: float, write_id: str, shown: tuple[str, str]
+        self, method: str, arguments: str, *, timeout: float, write_id: str,
+        shown: tuple[str, str], order_key: str = "",
     ) -> Write:
         """A write of this node that may begin until ``timeout`` seconds from now."""
         limit = min(TIMEOUT_LIMIT, self.settings.ledger_retention)
@@ -205,9 +207,14 @@ class LiteFSCelery:
                 "(litefs_ledger_retention: a write that comes again after its outcome was pruned "
                 "would take effect twice)"
             )
+        if order_key and self.parts.outbox is None and not self.standalone:
+            raise ConfigurationError(
+                f"order_key={order_key!r} needs an outbox, which knows the order: set "
+                "litefs_outbox_dir"
+            )
         return Write.new(
             method, arguments, origin=self.settings.node, deadline=time.time() + timeout,
-            write_id=write_id, shown=shown,
+            write_id=write_id, shown=shown, order_key=order_key,
         )
 
     def run(self, write: Write) -> Any:
@@ -234,12 +241,10 @@ class LiteFSCelery:
         refuse_inside_write(".delay() or .apply_async()")
         outbox = self.parts.outbox
         if outbox is not None:
-            outbox.add(write)
+            due = time.time() - self.settings.outbox_resend_interval + SEND_TIMEOUT
+            write = outbox.add(write, sent_at=due)
             if self.parts.run_here(write) is None:
-                try:
-                    self.parts.publish([write])
-                except Unsent:
-                    outbox.mark_sent([write.id], 0.0)
+                self.parts.forwarder.send(write)
             return
         here = self.parts.run_here(write)
         if here is not None:

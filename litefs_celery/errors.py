@@ -20,6 +20,7 @@ LiteFSCeleryError
     ├── WriteTimeout               outcome unknown: ask outcome(write_id) later
     ├── NotYetVisible              committed on the primary, not readable on this node yet
     └── NotAcknowledged            internal: a group's commit could not be confirmed
+        └── OutOfTurn              internal: the write that must come before it has no outcome yet
 """
 
 from __future__ import annotations
@@ -132,3 +133,7 @@ class NotYetVisible(WriteError, TimeoutError):
 
 class NotAcknowledged(WriteError):
     """The commit that held this write failed or could not be confirmed; the ledger decides."""
+
+
+class OutOfTurn(NotAcknowledged):
+    """It arrived before the write that it must come after, and did not run; it comes again."""

@@ -54,8 +54,11 @@ class Ways(Protocol):
     def publish(self, writes: Sequence[Write]) -> None:
         """Send the writes to the queue of the primary, in one message; raises `Unsent`."""
 
-    def keep(self, write: Write) -> bool:
-        """Put the write into the outbox, if that is for it; the node's worker may then send it."""
+    def keep(self, write: Write) -> Write | None:
+        """Put the write into the outbox, if that is for it, as it is to be sent; see `Outbox`."""
+
+    def sent(self, writes: Sequence[Write]) -> None:
+        """The broker took these writes, which the outbox keeps."""
 
     def find_stored(self, writes: Sequence[Write]) -> dict[str, Outcome]:
         """What the result backend knows of these, by id; waits for it a short time at most."""
@@ -101,6 +104,7 @@ class Forwarder:
         self._ways = ways
         self._pending: dict[int, _Pending] = {}
         self._new: list[_Pending] = []
+        self._submitted: list[Write] = []
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._stopped = False
@@ -131,14 +135,24 @@ class Forwarder:
                 "roll back or close the Session first"
             )
         self._ways.check_ready()
-        pending = _Pending(write, time.monotonic() + timeout)
-        pending.maybe_sent = self._ways.keep(write)
+        kept = self._ways.keep(write)
+        # What is kept may be sent by the node's worker.
+        pending = _Pending(
+            write if kept is None else kept, time.monotonic() + timeout, maybe_sent=bool(kept)
+        )
         with self._changed:
             self._pending[id(pending)] = pending
             self._new.append(pending)
             self._run()
             self._changed.notify()
         return pending.future
+
+    def send(self, write: Write) -> None:
+        """Send ``write`` once, soon, with all that is sent then; the outbox keeps it."""
+        with self._changed:
+            self._submitted.append(write)
+            self._run()
+            self._changed.notify()
 
     def new_term(self, _epoch: int) -> None:
         """A new term was replicated here: send again what waits, soon."""
@@ -167,15 +181,17 @@ class Forwarder:
         next_look = 0.0
         while not self._stopped:
             with self._changed:
-                if not self._new:
+                if not (self._new or self._submitted):
                     self._changed.wait(TICK if self._pending else None)
                 ready, self._new = self._new, []
+                submitted, self._submitted = self._submitted, []
                 now = time.monotonic()
                 if now >= next_look:
                     next_look = now + TICK
                     due = [p for p in self._pending.values() if _due(p) <= now]
                     ready += [p for p in due if p not in ready]
             self._tend(ready)
+            self._send_submitted(submitted)
         for pending in list(self._pending.values()):
             self._fail(pending, self._timeout(pending.write, "this process stops"))
 
@@ -208,6 +224,23 @@ class Forwarder:
             max_writes=settings.group_limit, max_bytes=settings.max_payload_bytes,
         ):
             self._publish(part, [pending for write in part for pending in by_id[write.id]])
+
+    def _send_submitted(self, submitted: list[Write]) -> None:
+        """Once only: the node's worker sends what the broker does not take."""
+        settings = self._settings
+        for part in bundles(
+            submitted, max_writes=settings.group_limit, max_bytes=settings.max_payload_bytes
+        ):
+            if time.monotonic() < self._broker_away_until:
+                return
+            try:
+                self._ways.publish(part)
+                self._ways.sent(part)
+            except Unsent as error:
+                self._broker_away_until = time.monotonic() + RETRY_INTERVAL_LIMIT
+                self._broker_problem = str(error)
+            except Exception:  # noqa: BLE001 - callers wait for this thread; the write is kept
+                observe.logger.exception("sending submitted writes failed")
 
     def _must_travel(self, pending: _Pending) -> bool:
         """Run the write here where this node is primary; True where it is to be published."""

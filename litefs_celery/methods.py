@@ -32,6 +32,7 @@ class Options:
     timeout: float | None = None
     write_id: str = ""
     node: str = ""
+    order_key: str = ""
 
 
 class Method(Generic[P, R]):
@@ -168,18 +169,22 @@ class BoundWrite(_Bound[P, R]):
         return WriteResult(self._db, write.id)
 
     def options(
-        self, *, timeout: float | None = None, write_id: str | None = None
+        self, *, timeout: float | None = None, write_id: str | None = None,
+        order_key: str | None = None,
     ) -> BoundWrite[P, R]:
         """
         The same method called otherwise.
 
         ``timeout`` in seconds; ``write_id`` an idempotency key (a UUID): a second call with the
         same key and arguments is answered from the ledger, one with other arguments refused.
+        ``order_key`` any text: writes of this node under the same one take effect in the order in
+        which they were called or submitted; it needs ``litefs_outbox_dir``.
         """
         options = replace(
             self._options,
             timeout=timeout if timeout is not None else self._options.timeout,
             write_id=write_id if write_id is not None else self._options.write_id,
+            order_key=order_key if order_key is not None else self._options.order_key,
         )
         return BoundWrite(self._method, self._repository, options)
 
@@ -194,6 +199,7 @@ class BoundWrite(_Bound[P, R]):
             timeout=timeout,
             write_id=self._options.write_id,
             shown=self._method.shown(args, kwargs),
+            order_key=self._options.order_key,
         )
 
 

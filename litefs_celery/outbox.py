@@ -8,7 +8,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .errors import ConfigurationError, OutboxFull
@@ -25,10 +25,30 @@ _SCHEMA = """
         deadline REAL NOT NULL,
         sent_at REAL NOT NULL,
         seen_at REAL,
-        seen_term TEXT);
+        seen_term TEXT,
+        order_key TEXT);
     CREATE INDEX IF NOT EXISTS outbox_unseen ON outbox (sent_at) WHERE seen_at IS NULL;
     CREATE INDEX IF NOT EXISTS outbox_seen ON outbox (seen_at) WHERE seen_at IS NOT NULL;
+    CREATE INDEX IF NOT EXISTS outbox_order ON outbox (order_key, seq)
+        WHERE order_key IS NOT NULL;
+    CREATE INDEX IF NOT EXISTS outbox_order_unseen ON outbox (order_key, seq)
+        WHERE order_key IS NOT NULL AND seen_at IS NULL;
 """
+# The write that must come before this one: the last of its key, unless it can never begin.
+_AFTER = """
+    SELECT b.write_id FROM outbox b
+    WHERE b.order_key IS NOT NULL AND b.order_key = o.order_key AND b.seq < o.seq
+        AND (b.seen_at IS NOT NULL OR b.deadline >= ?)
+    ORDER BY b.seq DESC LIMIT 1
+"""
+# Whose predecessor had no outcome when they came did not run: so many are sent again, at once.
+_HURRY_NEXT = """
+    UPDATE outbox SET sent_at = 0 WHERE sent_at < ? AND seq IN (
+        SELECT seq FROM outbox
+        WHERE order_key IS NOT NULL AND order_key = ? AND seen_at IS NULL ORDER BY seq LIMIT 64)
+"""
+CLOCK_MARGIN = 5.0  # the primary's clock may be that late: what has expired here may still begin
+HURRY_AFTER = 2.0  # what was sent this long ago, and has no outcome, may have come out of turn
 # Not PRAGMA max_page_count: what is full must still take note of what was seen.
 _USED_BYTES = """
     SELECT (page_count - freelist_count) * page_size
@@ -58,38 +78,52 @@ class Outbox:
         self._connection: sqlite3.Connection | None = None
         self._lock = threading.Lock()
 
-    def add(self, write: Write) -> None:
+    def add(self, write: Write, *, sent_at: float | None = None) -> Write:
         """
         Keep ``write``, which is about to be sent; a second time under its id changes nothing.
+
+        Returns it as it is to be sent: with the id of the write that must come before it.
 
         Raises `OutboxFull` where the limit is reached or the disk is full: nothing was submitted.
         """
         entry = json.dumps(header([write])[0])
-        row = (write.id, entry, write.arguments, write.deadline, time.time())
+        now = time.time()
+        row = (
+            write.id, entry, write.arguments, write.deadline, now if sent_at is None else sent_at,
+            write.order_key or None,
+        )
         try:
             with self._transaction() as connection:
                 (used,) = connection.execute(_USED_BYTES).fetchone()
                 if used >= self._limit_bytes:
                     raise self._full(write)
                 connection.execute(
-                    "INSERT INTO outbox (write_id, header, arguments, deadline, sent_at) "
-                    "VALUES (?, ?, ?, ?, ?) ON CONFLICT (write_id) DO NOTHING",
+                    "INSERT INTO outbox (write_id, header, arguments, deadline, sent_at, order_key)"
+                    " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (write_id) DO NOTHING",
                     row,
                 )
+                after = connection.execute(
+                    f"SELECT ({_AFTER}) FROM outbox o WHERE write_id = ?",  # noqa: S608 - constant
+                    (now - CLOCK_MARGIN, write.id),
+                ).fetchone()[0]
         except sqlite3.OperationalError as error:
             if (error.sqlite_errorcode or 0) & 0xFF != FULL:
                 raise
             raise self._full(write) from error
+        return replace(write, after=after or "")
 
     def unseen(self, *, sent_before: float, limit: int) -> list[Write]:
         """The writes without an outcome here that were last sent by that Unix time, in order."""
         with self._transaction() as connection:
             rows = connection.execute(
-                "SELECT header, arguments FROM outbox WHERE seen_at IS NULL AND sent_at <= ? "
-                "ORDER BY seq LIMIT ?",
-                (sent_before, limit),
+                f"SELECT header, arguments, ({_AFTER}) FROM outbox o "  # noqa: S608 - constant
+                "WHERE seen_at IS NULL AND sent_at <= ? ORDER BY seq LIMIT ?",
+                (time.time() - CLOCK_MARGIN, sent_before, limit),
             ).fetchall()
-        return [write_of(json.loads(entry), text) for entry, text in rows]
+        return [
+            write_of({**json.loads(entry), "after": after or ""}, text)
+            for entry, text, after in rows
+        ]
 
     def waiting_ids(self, *, limit: int) -> list[str]:
         """Ids of the writes without an outcome here, the oldest first."""
@@ -118,8 +152,20 @@ class Outbox:
         self._update("sent_at = min(sent_at, ?)", (at,), ids)
 
     def mark_seen(self, ids: Sequence[str], term: str) -> None:
-        """Note that their outcomes can be read here, and under which term that was looked at."""
-        self._update("seen_at = coalesce(seen_at, ?), seen_term = ?", (time.time(), term), ids)
+        """
+        Note that their outcomes can be read here, and under which term that was looked at.
+
+        Writes that must come after them are due, unless they were sent just now.
+        """
+        now = time.time()
+        self._update("seen_at = coalesce(seen_at, ?), seen_term = ?", (now, term), ids)
+        with self._transaction() as connection:
+            keys = connection.execute(
+                "SELECT DISTINCT order_key FROM outbox WHERE order_key IS NOT NULL AND write_id IN "
+                "(SELECT value FROM json_each(?))",
+                (json.dumps(list(ids)),),
+            ).fetchall()
+            connection.executemany(_HURRY_NEXT, [(now - HURRY_AFTER, key) for (key,) in keys])
 
     def mark_lost(self, ids: Sequence[str], deadline: float) -> None:
         """

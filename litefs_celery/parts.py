@@ -113,12 +113,15 @@ class Parts:
         """See `forward.Ways`."""
         self.sender.publish(writes)
 
-    def keep(self, write: Write) -> bool:
+    def keep(self, write: Write) -> Write | None:
         """See `forward.Ways`."""
-        if self.outbox is None or self.db.settings.outbox_keeps != "all":
-            return False
-        self.outbox.add(write)
-        return True
+        wanted = self.db.settings.outbox_keeps == "all" or write.order_key
+        return self.outbox.add(write) if self.outbox is not None and wanted else None
+
+    def sent(self, writes: Sequence[Write]) -> None:
+        """See `forward.Ways`."""
+        if self.outbox is not None:
+            self.outbox.mark_sent([write.id for write in writes], time.time())
 
     def find_stored(self, writes: Sequence[Write]) -> dict[str, Outcome]:
         """See `forward.Ways`."""

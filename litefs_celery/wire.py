@@ -46,6 +46,8 @@ class Write:
     ``id`` is a UUIDv7 string and also the Celery task id; ``arguments`` the JSON text of
     positional and keyword arguments; ``deadline`` Unix time in seconds; ``fingerprint`` a hash
     of method and arguments. ``shown`` is what people see of the arguments, in Flower and logs.
+    ``after`` is the id of the write that must have an outcome before it, or empty; the origin's
+    outbox finds it by the ``order_key``, which does not travel.
     """
 
     id: str
@@ -55,6 +57,8 @@ class Write:
     deadline: float
     fingerprint: str
     shown: tuple[str, str] = field(default=("", ""), compare=False)
+    after: str = field(default="", compare=False)
+    order_key: str = field(default="", compare=False)
 
     @classmethod
     def new(
@@ -66,6 +70,7 @@ class Write:
         deadline: float,
         write_id: str = "",
         shown: tuple[str, str] = ("", ""),
+        order_key: str = "",
     ) -> Write:
         """A write with its fingerprint, and a fresh id unless one is given."""
         try:
@@ -73,7 +78,9 @@ class Write:
         except ValueError:
             raise ArgumentError(f"write_id={write_id!r} is no UUID: use uuid.uuid4()") from None
         mark = fingerprint(method, arguments)
-        return cls(write_id, method, arguments, origin, deadline, mark, shown)
+        return cls(
+            write_id, method, arguments, origin, deadline, mark, shown, order_key=order_key
+        )
 
 
 @dataclass(frozen=True)

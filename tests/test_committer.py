@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 from contextlib import closing, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,7 +20,7 @@ from litefs_celery.committer import PRUNE_BATCH, Committer
 from litefs_celery.config import Settings
 from litefs_celery.detector import Term
 from litefs_celery.engines import Engines
-from litefs_celery.errors import MethodMisuse, NotAcknowledged, WriteConflict
+from litefs_celery.errors import MethodMisuse, NotAcknowledged, OutOfTurn, WriteConflict
 from litefs_celery.savepoint import current_session
 from litefs_celery.wire import Committed, Expired, Outcome, Refused, Wire, Write
 
@@ -470,6 +471,44 @@ def test_an_expired_write_never_runs(bench: Bench) -> None:
     assert bench.submit(alive).result(TIMEOUT) == Expired(1)
     assert bench.ran == []
     assert bench.values() == []
+
+
+def test_a_write_runs_after_the_one_it_names(bench: Bench) -> None:
+    """In a group, writes that name each other run in that order, however they arrived."""
+    first = bench.write("put", 1)
+    second = replace(bench.write("put", 2), after=first.id)
+    third = replace(bench.write("put", 3), after=second.id)
+    futures = bench.group(third, bench.write("put", 9), second, first)
+    assert [future.result(TIMEOUT).value for future in futures] == [3, 9, 2, 1]
+    order = [bench.ran.index(write.id) for write in (first, second, third)]
+    assert order == sorted(order)
+
+
+def test_a_write_before_its_turn_does_not_run(bench: Bench) -> None:
+    """A write whose predecessor has no outcome leaves no trace, and runs once that has one."""
+    first = bench.write("put", 1)
+    second = replace(bench.write("put", 2), after=first.id)
+    assert isinstance(failure(bench.submit(second)), OutOfTurn)
+    assert (bench.values(), second.id in bench.recorded()) == ([], False)
+    bench.submit(first).result(TIMEOUT)
+    assert bench.submit(second).result(TIMEOUT).value == 2
+    assert bench.submit(second).result(TIMEOUT).value == 2
+    assert bench.values() == [1, 2]
+
+
+def test_a_refused_predecessor_has_had_its_turn(bench: Bench) -> None:
+    """A write comes after one that was refused, as after any other outcome."""
+    first = bench.write("nothing of that name")
+    second = replace(bench.write("put", 2), after=first.id)
+    futures = bench.group(second, first)
+    assert futures[0].result(TIMEOUT).value == 2
+    assert isinstance(futures[1].result(TIMEOUT), Refused)
+
+
+def test_an_expired_write_waits_for_no_turn(bench: Bench) -> None:
+    """Past its deadline a write is recorded as expired, though another should come before it."""
+    late = replace(bench.write("put", 1, lasts=-1.0), after=bench.write("put", 2).id)
+    assert isinstance(bench.submit(late).result(TIMEOUT), Expired)
 
 
 def test_a_lost_term_fails_the_group(bench: Bench, records: list[observe.Record]) -> None:

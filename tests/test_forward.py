@@ -46,6 +46,7 @@ class Bench:
             ledger.create(connection)
         (folder / "app.db-pos").write_text(f"{1:016x}/{1:016x}\n")
         self.wire = Wire(max_bytes=100_000)
+        self.told: list[str] = []
         self.messages: list[list[Write]] = []
         self.asked: list[list[str]] = []
         self.stored: dict[str, Outcome] = {}
@@ -72,9 +73,13 @@ class Bench:
             raise error
         self.messages.append(list(writes))
 
-    def keep(self, write: Write) -> bool:
+    def keep(self, write: Write) -> Write | None:
         """There is no outbox."""
-        return False
+        return None
+
+    def sent(self, writes: Sequence[Write]) -> None:
+        """Note what the outbox is told."""
+        self.told += [write.id for write in writes]
 
     def find_stored(self, writes: Sequence[Write]) -> dict[str, Outcome]:
         """Return what the result backend is said to hold."""
@@ -113,7 +118,7 @@ class Bench:
         with self.engines.setup.begin() as connection:
             ledger.record(connection, entries)
 
-    def sent(self) -> list[Write]:
+    def all_sent(self) -> list[Write]:
         """Return the writes of all messages, in order."""
         return [write for message in self.messages for write in message]
 
@@ -154,14 +159,41 @@ def test_callers_that_come_while_one_is_sent_share_a_message(bench: Bench) -> No
     for thread in threads:
         thread.join(TIMEOUT)
     bench.go.set()
-    until(lambda: len(bench.sent()) == 100, "all sent")
+    until(lambda: len(bench.all_sent()) == 100, "all sent")
     assert [len(message) for message in bench.messages] == [1, 99]
-    assert {write.id for write in bench.sent()} == {write.id for write in writes}
+    assert {write.id for write in bench.all_sent()} == {write.id for write in writes}
     bench.commit(writes)
     assert first.result(TIMEOUT) == Committed(0, 1)
     assert [others[n].result(TIMEOUT) for n in range(1, 100)] == [
         Committed(n, 1) for n in range(1, 100)
     ]
+
+
+def test_what_is_submitted_while_one_is_sent_shares_a_message(bench: Bench) -> None:
+    """Submitted writes go out in order, many in a message, and the outbox is told of each."""
+    bench.go.clear()
+    writes = [bench.write(number) for number in range(50)]
+    bench.forwarder.send(writes[0])
+    assert bench.sending.wait(TIMEOUT)
+    for write in writes[1:]:
+        bench.forwarder.send(write)
+    bench.go.set()
+    until(lambda: len(bench.told) == 50, "the outbox was told of all")
+    assert [len(message) for message in bench.messages] == [1, 49]
+    assert bench.told == [write.id for write in bench.all_sent()] == [write.id for write in writes]
+
+
+def test_what_the_broker_does_not_take_is_left_to_the_outbox(bench: Bench) -> None:
+    """A submitted write that cannot be sent is not said to be, and holds up nobody."""
+    errors: list[Exception] = [Unsent(OSError("away"), maybe_sent=False)]
+    bench.refuse = lambda: errors.pop() if errors else None
+    bench.forwarder.send(bench.write(1))
+    until(lambda: not errors, "it was tried")
+    waiting = bench.start(bench.write(2))
+    until(lambda: bool(bench.messages), "the other was sent")
+    bench.commit(bench.all_sent())
+    assert waiting.result(TIMEOUT).value == 2
+    assert (bench.told, len(bench.all_sent())) == ([], 1)
 
 
 def test_a_message_holds_no_more_than_a_group(tmp_path: Path) -> None:
@@ -172,9 +204,9 @@ def test_a_message_holds_no_more_than_a_group(tmp_path: Path) -> None:
         assert bench.sending.wait(TIMEOUT)
         futures += [bench.start(bench.write(number)) for number in range(1, 100)]
         bench.go.set()
-        until(lambda: len(bench.sent()) == 100, "all sent")
+        until(lambda: len(bench.all_sent()) == 100, "all sent")
         assert [len(message) for message in bench.messages] == [1, 40, 40, 19]
-        bench.commit(bench.sent())
+        bench.commit(bench.all_sent())
         assert [future.result(TIMEOUT).value for future in futures] == list(range(100))
 
 
@@ -188,7 +220,7 @@ def test_two_callers_of_one_write_are_one_in_the_message(bench: Bench) -> None:
     bench.go.set()
     until(lambda: len(bench.messages) == 2, "both messages")
     assert bench.messages[1] == [write]
-    bench.commit(bench.sent())
+    bench.commit(bench.all_sent())
     assert [future.result(TIMEOUT) for future in futures] == [
         Committed(0, 1), Committed(1, 1), Committed(1, 1),
     ]
@@ -220,7 +252,7 @@ def test_a_broker_may_refuse_for_ever(bench: Bench, monkeypatch: pytest.MonkeyPa
     bench.refuse = refuse
     future = bench.start(bench.write(7), timeout=120.0)
     until(lambda: bench.messages or future.done(), "the write sent")
-    bench.commit(bench.sent())
+    bench.commit(bench.all_sent())
     assert future.result(TIMEOUT) == Committed(7, 1)
     assert refusals == 3001
 
@@ -232,7 +264,7 @@ def test_a_refused_write_is_sent_once_the_broker_takes_it(bench: Bench) -> None:
     future = bench.start(bench.write(7))
     until(lambda: bench.messages, "the write sent")
     assert errors == []
-    bench.commit(bench.sent())
+    bench.commit(bench.all_sent())
     assert future.result(TIMEOUT) == Committed(7, 1)
 
 
@@ -262,7 +294,7 @@ def test_a_write_without_an_outcome_is_sent_again(
         until(lambda: len(bench.messages) >= 3, "sent three times")
         bench.commit([write])
         assert future.result(TIMEOUT) == Committed(7, 1)
-    assert {sent.id for sent in bench.sent()} == {write.id}
+    assert {sent.id for sent in bench.all_sent()} == {write.id}
     attempts = [one.attempt for one in kinds(records, observe.Resent)]
     assert attempts[:2] == [2, 3]
     assert {one.write_id for one in kinds(records, observe.Resent)} == {write.id}
@@ -325,7 +357,7 @@ def test_an_outcome_nobody_can_read_is_told(bench: Bench) -> None:
 def test_stopping_answers_everybody(bench: Bench) -> None:
     """A process that stops leaves no caller waiting: the outcome is told as unknown."""
     futures = [bench.start(bench.write(number)) for number in range(10)]
-    until(lambda: len(bench.sent()) == 10, "all sent")
+    until(lambda: len(bench.all_sent()) == 10, "all sent")
     bench.forwarder.stop()
     bench.forwarder.stop()
     assert all(isinstance(future.exception(0), WriteTimeout) for future in futures)

@@ -125,6 +125,46 @@ def test_what_add_returned_for_is_on_the_disk(outbox: Outbox) -> None:
         assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
 
 
+def test_each_write_of_a_key_names_the_one_before_it(outbox: Outbox) -> None:
+    """A kept write is sent with the id of the last one under its order key, and no other."""
+    first, second, third = (a_write(order_key="cart") for _ in range(3))
+    other, free = a_write(order_key="wish"), a_write()
+    names = [outbox.add(write).after for write in (first, other, second, free, third)]
+    assert names == ["", "", first.id, "", second.id]
+    outbox.mark_seen([first.id, second.id], "1")
+    assert outbox.add(third).after == second.id
+    found = outbox.unseen(sent_before=time.time() + 1, limit=10)
+    assert {write.id: write.after for write in found} == {
+        other.id: "", free.id: "", third.id: second.id
+    }
+
+
+def test_what_can_never_begin_is_not_waited_for(outbox: Outbox) -> None:
+    """A write past its deadline without an outcome does not hold up those after it."""
+    first = a_write(order_key="cart")
+    expired = a_write(order_key="cart", deadline=time.time() - 60)
+    late = a_write(order_key="cart", deadline=time.time() - 1)
+    last = a_write(order_key="cart")
+    names = [outbox.add(write).after for write in (first, expired, late, last)]
+    assert names == ["", first.id, first.id, late.id]  # the primary's clock may be behind
+
+
+def test_what_came_out_of_turn_is_due_when_the_one_before_it_is_seen(outbox: Outbox) -> None:
+    """A write that was sent before its predecessor had an outcome is sent again soon after it."""
+    writes = [a_write(order_key="cart") for _ in range(3)]
+    for write in writes:
+        outbox.add(write, sent_at=time.time() - 10)
+    other = a_write(order_key="wish")
+    outbox.add(other, sent_at=time.time() - 10)
+    long_ago = time.time() - 50
+    assert outbox.unseen(sent_before=long_ago, limit=10) == []
+    outbox.mark_seen([writes[0].id], "1")
+    assert outbox.unseen(sent_before=long_ago, limit=10) == writes[1:]
+    outbox.mark_sent([writes[1].id, writes[2].id], time.time())
+    outbox.mark_seen([writes[0].id], "1")
+    assert outbox.unseen(sent_before=long_ago, limit=10) == []
+
+
 def test_a_full_outbox_refuses_and_keeps_what_it_has(tmp_path: Path) -> None:
     """At its limit the outbox says so before the disk is full, and takes again once it has room."""
     with closing(Outbox(tmp_path / "small.outbox", limit_bytes=100_000)) as small:

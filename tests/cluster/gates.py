@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from sqlalchemy import select
+
 from litefs_celery import Repository, write
 from worker.celeryapp import db
 from worker.fleet import wait_until
@@ -24,6 +26,13 @@ class Gates(Repository[Region], db=db):
             runs.write(f"{os.getpid()}\n")
         wait_until(Path(gate).exists, PATIENCE)
         return regions.visit(code)
+
+    @write
+    def append(self, code: str, text: str) -> str:
+        """Write ``text`` at the end of a region's name: what came first shows."""
+        region = self.session.scalars(select(Region).where(Region.code == code)).one()
+        region.name += text
+        return region.name
 
 
 gates = Gates()

@@ -49,6 +49,29 @@ def test_submitting_needs_no_broker(kept_site: Site) -> None:
     assert visits(site, name) == len(ids)
 
 
+def test_submitted_writes_of_one_key_keep_their_order(kept_site: Site) -> None:
+    """Through a killed worker, an emptied broker and a handoff, each comes after the one before."""
+    site, (origin, heir) = kept_site, sorted(kept_site.replicas())
+    keys = {key: region(site, key) for key in ("first", "second")}
+    caller, broker = site.on(origin), site.redis.client()
+    worker = site.processes[site.primary()].worker
+    faults = {15: worker.kill, 30: broker.flushall, 45: worker.start,
+              60: lambda: site.cluster.promote(heir, PATIENCE)}
+    ids = []
+    for number in range(90):
+        faults.get(number, lambda: None)()
+        ids += [
+            caller.call("gates.append", name, f",{number}", delay=True, order_key=key)
+            for key, name in keys.items()
+        ]
+    for write_id in ids:
+        caller.call("db.await_outcome", write_id, 60)
+    site.heal()
+    for name in keys.values():
+        [(text,)] = everywhere(site, "SELECT name FROM regions WHERE code = ?", name)
+        assert text.split(",")[1:] == [str(number) for number in range(90)]
+
+
 @pytest.mark.parametrize("call", ["submitted", "awaited"])
 @pytest.mark.parametrize("origin_is", ["a replica", "the old primary"])
 def test_a_write_that_a_stale_winner_lacks_is_made_again(

@@ -1,0 +1,102 @@
+"""The writes of one commit: duplicates answered, the others run, each in its turn."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from sqlalchemy import Connection
+
+from . import ledger, observe
+from .detector import Term
+from .errors import OutOfTurn
+from .savepoint import Savepoints
+from .wire import Outcome, Refused, Wire, Write, conflict
+
+
+@dataclass
+class Job:
+    """A write that was handed in under a term; ``refusal`` is its outcome, whatever it does."""
+
+    write: Write
+    term: Term
+    future: Future[Outcome] = field(default_factory=Future)
+    refusal: Exception | None = None
+
+
+@dataclass
+class Group:
+    """What one commit holds: ``jobs`` with their ``outcomes``; ``early`` could not run yet."""
+
+    term: Term
+    started: float
+    jobs: list[Job] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
+    early: list[Job] = field(default_factory=list)
+    duplicates: int = 0
+
+    def add(self, job: Job, outcome: Outcome) -> None:
+        """The write of ``job`` has this outcome once the group is committed."""
+        self.jobs.append(job)
+        self.outcomes.append(outcome)
+
+
+class GroupRunner:
+    """Runs groups on the connection of their transaction, one savepoint for each write."""
+
+    def __init__(self, database: str, savepoints: Savepoints, wire: Wire) -> None:
+        self._database = database
+        self._savepoints = savepoints
+        self._wire = wire
+        self._known: dict[str, ledger.Entry] = {}
+        self._fresh: list[ledger.Entry] = []
+
+    def run(self, connection: Connection, jobs: list[Job], group: Group) -> None:
+        """Run or answer ``jobs`` into ``group``, in their order unless another is asked for."""
+        asked = {job.write.id for job in jobs} | {job.write.after for job in jobs} - {""}
+        self._known, self._fresh = ledger.find(connection, list(asked)), []
+        early = jobs
+        while early:
+            left = [job for job in early if not self._run_in_turn(connection, job, group)]
+            if len(left) == len(early):
+                break
+            early = left  # what they wait for may have come after them in this group
+        group.early = early
+        group.duplicates = len(group.jobs) - len(self._fresh)
+        ledger.record(connection, self._fresh)
+
+    def _run_in_turn(self, connection: Connection, job: Job, group: Group) -> bool:
+        """Whether the write has its outcome now; False where another must come before it."""
+        write, epoch = job.write, group.term.epoch
+        entry = self._known.get(write.id)
+        if entry is not None:
+            group.add(job, self._answer(entry, write))
+            return True
+        if write.after and write.after not in self._known and time.time() < write.deadline:
+            return False
+        if job.refusal is not None:
+            outcome, text = self._savepoints.refuse(job.refusal, epoch)
+        else:
+            outcome, text = self._savepoints.execute(connection, write, epoch)
+        entry = ledger.Entry(write.id, write.method, write.fingerprint, text, epoch, time.time())
+        self._known[write.id] = entry
+        self._fresh.append(entry)
+        group.add(job, outcome)
+        return True
+
+    def _answer(self, entry: ledger.Entry, write: Write) -> Outcome:
+        if not entry.matches(write):
+            return Refused(conflict(write), entry.epoch)
+        observe.emit(observe.DuplicateAnswered(self._database, write.id, write.method))
+        return self._wire.load_outcome(entry.outcome, entry.epoch)
+
+
+def out_of_turn(write: Write) -> OutOfTurn:
+    """The error of a write that cannot run before another."""
+    return OutOfTurn(
+        f"{write.method} [{write.id}] must come after {write.after}, which has no outcome yet; "
+        "its origin sends both again",
+        write.id,
+        write.method,
+    )
