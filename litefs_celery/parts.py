@@ -215,7 +215,7 @@ class Parts:
             "role": role.kind.value, "primary": role.primary, "reason": role.reason,
             "epoch": None if term is None else term.epoch, "queue": db.queue,
             "consuming": db.consuming, "position": None, "lag_ms": None, "ledger": None,
-            "outbox": None,
+            "outbox": None, "signs": self.signer is not None,
         }
         if self.outbox is not None:
             status["outbox"] = vars(self.outbox.size())

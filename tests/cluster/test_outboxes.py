@@ -129,6 +129,7 @@ def test_a_forged_write_changes_nothing(kept_site: Site) -> None:
                 headers={HEADER: header([astray], signer)}, ignore_result=True,
             )
     caller = site.on(site.replicas()[0])
+    assert caller.call("db.status")["signs"] is True
     for good in (writes[2], writes[5]):
         caller.call("db.await_outcome", good.id, 60)
     wait_until(lambda: broker.llen(REJECTED) == rejected + 4, PATIENCE, site.tails)
