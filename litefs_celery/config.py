@@ -18,6 +18,8 @@ SOURCES = ("events", "info", "file", "table")
 KEEPS = ("submitted", "all")
 ON_STOP = ("hand_over", "stay")
 MODES = ("auto", "litefs", "standalone")
+# Of hexadecimal digits, as many as make 128 bits.
+KEY_LENGTH = 32
 # Queue names and Redis keys are built from these names.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
@@ -50,7 +52,7 @@ class Settings:
     read_queue_prefix: str = "litefs-read-"
     """Each node consumes this prefix followed by its name."""
     rejected_queue: str = "litefs-rejected"
-    """Where messages that are no writes are set aside."""
+    """Where messages are set aside that are no writes, or not signed as they must be."""
     write_timeout: float = 30.0
     """How long a synchronous write waits: longer than the 22 s a LiteFS failover takes."""
     submit_timeout: float = 3600.0
@@ -79,6 +81,8 @@ class Settings:
     """Largest encoded arguments or result of one write."""
     broker_timeout: float = 2.0
     """Socket timeout of the connections writes are sent through."""
+    signing_keys: tuple[str, ...] = field(default=(), repr=False)
+    """The first signs the writes that are sent, each is accepted; empty: no write is signed."""
 
     handover_timeout: float = 5.0
     """How long a handover may hold up writes: until then a handoff of LiteFS itself gives up."""
@@ -116,7 +120,9 @@ class Settings:
             try:
                 values[option.name] = _typed(str(option.type), raw)
             except (TypeError, ValueError):
-                problems.append(f"{name}={raw!r} is not a valid {option.type}")
+                # What the repr hides is a secret.
+                shown = repr(raw) if option.repr else "(hidden)"
+                problems.append(f"{name}={shown} is not a valid {option.type}")
         settings = dataclasses.replace(cls(), **values)
         problems += settings.problems()
         if problems:
@@ -147,7 +153,16 @@ class Settings:
             found.append("litefs_primary_region is set, litefs_region is not: set both")
         if self.primary_region and self.fixed_primary:
             found.append("litefs_fixed_primary and litefs_primary_region exclude each other")
-        return found + self._wrong_numbers()
+        return found + self._weak_keys() + self._wrong_numbers()
+
+    def _weak_keys(self) -> list[str]:
+        # An empty one too: "$OLD,$NEW" with a variable that is not set must not pass for a key.
+        return [
+            f"litefs_signing_keys: key {number} of {len(self.signing_keys)} is not text of at "
+            f"least {KEY_LENGTH} ASCII characters; make one with `openssl rand -hex 32`"
+            for number, key in enumerate(self.signing_keys, 1)
+            if not (isinstance(key, str) and key.isascii() and len(key) >= KEY_LENGTH)
+        ]
 
     def _wrong_numbers(self) -> list[str]:
         found = []
@@ -190,8 +205,10 @@ def _raw(name: str, conf: Mapping[str, Any], environ: Mapping[str, str]) -> tupl
 
 def _typed(kind: str, raw: Any) -> Any:
     if kind == "tuple[str, ...]":
+        if raw == "":
+            return ()
         parts = raw.split(",") if isinstance(raw, str) else raw
-        return tuple(str(part).strip() for part in parts if str(part).strip())
+        return tuple(str(part).strip() for part in parts)
     if kind == "float":
         return float(raw)
     if kind == "int":

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from celery.utils.saferepr import saferepr
-from kombu import Connection, Consumer, Queue
+from kombu import Connection, Consumer
 from kombu.message import Message
 
 from . import observe
@@ -18,6 +18,7 @@ from .detector import Term
 from .errors import OutOfTurn
 from .message import writes_in
 from .redis_queue import Popped, acknowledge, keep_client, restore_unacknowledged
+from .rejected import set_aside
 from .tasks import connection_for, primary_queue
 from .telling import Telling
 from .wire import Outcome, Write
@@ -214,7 +215,8 @@ class PrimaryConsumer:
         self._popped.take()
         term = self._term
         try:
-            writes = writes_in(message.headers or {}, message.payload)
+            signer = self._db.parts.signer
+            writes = writes_in(message.headers or {}, message.payload, signer)
         except Exception as error:  # noqa: BLE001 - decoding anything may raise anything
             self._set_aside(_describe(message), str(error))
             message.ack()
@@ -288,15 +290,7 @@ class PrimaryConsumer:
         return None
 
     def _set_aside(self, content: Any, reason: str) -> None:
-        queue = self._db.settings.rejected_queue
-        observe.emit(observe.MessageSetAside(self._db.name, self._queue.name, reason))
-        try:
-            with connection_for(
-                self._db.app, timeout=self._db.settings.broker_timeout
-            ) as connection, connection.SimpleQueue(Queue(queue, "", queue)) as simple:
-                simple.put({"reason": reason, "queue": self._queue.name, "message": repr(content)})
-        except Exception:  # noqa: BLE001 - the queue must go on; it is logged whole
-            observe.logger.exception("could not set a message aside (%s): %r", reason, content)
+        set_aside(self._db, self._queue.name, content, reason)
 
 
 def _back_off(failures: int) -> float:

@@ -39,6 +39,7 @@ from .litefs import LiteFSNode, Position
 from .message import HEADER, writes_in
 from .methods import SHOWN_LIMIT, Method, Write_
 from .parts import Parts
+from .rejected import set_aside
 from .roles import Kind, Role
 from .savepoint import refuse_inside_write
 from .standalone import stands_alone
@@ -219,14 +220,13 @@ class LiteFSCelery:
 
     def run(self, write: Write) -> Any:
         """Call the method of ``write`` in the current session: for the committer."""
-        try:
-            repository, method = self._methods[write.method]
-        except KeyError:
+        repository, method = self._methods.get(write.method, (None, None))
+        if not isinstance(method, Write_):
             raise UnknownMethod(
                 f"node {self.settings.node}, which is primary, has no write method "
                 f"{write.method}: it may run an older version. Nothing was changed",
                 write.id, write.method,
-            ) from None
+            )
         args, kwargs = self.wire.loads(write.arguments)
         method.check(tuple(args), kwargs)
         return method.function(repository, *args, **kwargs)
@@ -392,7 +392,14 @@ class LiteFSCelery:
     def _republish(self, task: Task, arguments: tuple[str, ...]) -> None:
         request = task.request
         headers = {"id": request.id, "task": task.name, HEADER: getattr(request, HEADER, None)}
-        self.parts.publish(writes_in(headers, [arguments]))
+        try:
+            # Verified before it is published, which signs it: anybody can send a task astray.
+            writes = writes_in(headers, [arguments], self.parts.signer)
+        except ValueError as error:
+            source = (request.delivery_info or {}).get("routing_key", "")
+            set_aside(self, source, {"headers": headers, "body": arguments}, str(error))
+        else:
+            self.parts.publish(writes)
 
     def _read(self, name: str, text: str) -> str:
         repository, method = self._methods[name]

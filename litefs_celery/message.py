@@ -7,15 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
+from .signing import WriteSigner
 from .wire import Write, fingerprint
 
 # Under this name in the headers: a list with an entry for each write of the message.
 HEADER = "litefs"
 
 
-def header(writes: Sequence[Write]) -> list[dict[str, Any]]:
+def header(writes: Sequence[Write], signer: WriteSigner | None = None) -> list[dict[str, Any]]:
     """What travels of ``writes`` in the message's headers; their arguments are the task's."""
-    return [
+    entries = [
         {
             "id": write.id,
             "method": write.method,
@@ -27,6 +28,10 @@ def header(writes: Sequence[Write]) -> list[dict[str, Any]]:
         }
         for write in writes
     ]
+    if signer is not None:
+        for entry, write in zip(entries, writes, strict=True):
+            entry["signature"] = signer.sign(write)
+    return entries
 
 
 def arguments(writes: Sequence[Write]) -> tuple[str, ...]:
@@ -48,8 +53,16 @@ def bundles(writes: Sequence[Write], *, max_writes: int, max_bytes: int) -> Iter
         yield part
 
 
-def writes_in(headers: Mapping[str, Any], body: Any) -> list[Write]:
-    """The writes of a message, at least one; raises ValueError saying what is wrong with it."""
+def writes_in(
+    headers: Mapping[str, Any], body: Any, signer: WriteSigner | None = None
+) -> list[Write]:
+    """
+    The writes of a message, at least one, each signed where there is a ``signer``.
+
+    Raises ValueError saying what is wrong with it. One write that is wrong refuses them all: they
+    were signed one by one but sent as one, so somebody had the others in hand as well; and who
+    waits for one of those sends it again.
+    """
     own = headers.get(HEADER)
     if not isinstance(own, list):
         raise ValueError(f"no write: the {HEADER!r} header is missing")  # noqa: TRY004
@@ -63,6 +76,9 @@ def writes_in(headers: Mapping[str, Any], body: Any) -> list[Write]:
         raise ValueError(f"malformed write: {error!r}") from error
     if not whole:
         raise ValueError("damaged write: the content does not match its fingerprint")
+    if signer is not None:
+        for write, entry in zip(writes, own, strict=True):
+            signer.check(write, entry.get("signature"))
     return writes
 
 

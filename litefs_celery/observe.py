@@ -119,7 +119,7 @@ class ConsumerMoved(Record):
 
 @dataclass(frozen=True)
 class MessageSetAside(Record):
-    """A message on the queue of writes was no write; it is kept in the rejected queue."""
+    """A message was no write, or not signed as it must be; it is kept in the rejected queue."""
 
     queue: str
     reason: str

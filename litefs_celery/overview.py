@@ -142,6 +142,13 @@ def _strangers(
                 "each node a litefs_node of its own, the name that LiteFS has there "
                 "(lease.hostname)"
             )
+    # Told without the keys, or a hash of them: what is told here anybody may see.
+    bare = sorted({row["node"] for row in rows if row.get("signs") is False})
+    if bare and any(row.get("signs") for row in rows):
+        yield (
+            f"{' and '.join(bare)} neither signs writes nor asks for signatures, others do: set "
+            "litefs_signing_keys there and restart its worker and its web processes"
+        )
     for row in rows:
         if row["role"] == "unknown" and leading:
             yield _unknown(row)

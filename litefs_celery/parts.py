@@ -32,6 +32,7 @@ from .outbox import Outbox
 from .resender import Resender
 from .roles import Role, decide, look
 from .scalars import ScalarCodec
+from .signing import WriteSigner
 from .stored import Stored
 from .terms import Terms
 from .visibility import Visibility
@@ -64,7 +65,10 @@ class Parts:
             is_settled=self.terms.is_settled, on_epoch=lambda epoch: self.forwarder.new_term(epoch),  # noqa: PLW0108 - made below
         )
         self.forwarder = Forwarder(db.name, settings, self.wire, self.visibility, self)
-        self.sender = tasks.Sender(db.app, db.queue, timeout=settings.broker_timeout)
+        keys = settings.signing_keys
+        self.signer = WriteSigner(keys, db.queue) if keys else None
+        self.sender = tasks.Sender(
+            db.app, db.queue, timeout=settings.broker_timeout, signer=self.signer)
         self.outbox = self._make_outbox()
         self.resender: Resender | None = None
         self.stored = Stored(db.app, self.wire, timeout=settings.broker_timeout)
@@ -216,6 +220,7 @@ class Parts:
             "epoch": None if term is None else term.epoch, "queue": db.queue,
             "consuming": db.consuming, "position": None, "lag_ms": None, "ledger": None,
             "outbox": None, "candidate": None, "handover": self.handover,
+            "signs": self.signer is not None,
         }
         if self.outbox is not None:
             status["outbox"] = vars(self.outbox.size())

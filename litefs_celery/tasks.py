@@ -16,6 +16,7 @@ from kombu.pools import ProducerPool
 from .forward import Unsent
 from .message import HEADER, arguments, header
 from .redis_queue import keep_client
+from .signing import WriteSigner
 from .wire import Write
 
 # Callers of one process share this many connections; each publishes for about a millisecond.
@@ -61,8 +62,11 @@ def connection_for(app: Celery, *, timeout: float, name: str = "") -> Connection
 class Sender:
     """Publishes the writes of one process to the queue of the primary."""
 
-    def __init__(self, app: Celery, queue: str, *, timeout: float) -> None:
+    def __init__(
+        self, app: Celery, queue: str, *, timeout: float, signer: WriteSigner | None = None
+    ) -> None:
         self._app = app
+        self._signer = signer
         self._queue = primary_queue(queue)
         self._timeout = timeout
         self._pool: tuple[int, ProducerPool] | None = None
@@ -97,7 +101,7 @@ class Sender:
         message = _task_message(app, first, arguments(writes), sent_event=sent_events)
         app.amqp.send_task_message(
             producer, first.method, message, queue=self._queue, retry=False, serializer="json",
-            headers={HEADER: header(writes)},
+            headers={HEADER: header(writes, self._signer)},
         )
         if sent_events and len(writes) > 1:
             dispatcher = app.events.Dispatcher(enabled=False)

@@ -104,6 +104,17 @@ def test_a_consumer_that_is_not_primary(role: str) -> None:
     assert sum(problem.startswith(text) for problem in found["problems"]) == 1
 
 
+def test_all_nodes_sign_or_none() -> None:
+    """A node without a key beside one that has one is a problem; what is not known is none."""
+    keyed = {**LEADER, "signs": True}
+    assert judge(keyed, {**FOLLOWER, "signs": True})["problems"] == []
+    assert judge(LEADER | {"signs": False}, FOLLOWER | {"signs": False})["problems"] == []
+    assert judge(keyed, FOLLOWER)["problems"] == []
+    (problem,) = judge(keyed, {**FOLLOWER, "signs": False})["problems"]
+    assert problem.startswith("b neither signs writes")
+    assert "litefs_signing_keys" in problem
+
+
 def test_the_outbox_is_shown() -> None:
     """The table says how many writes wait in a node's outbox, and a dash where it has none."""
     rows = [

@@ -10,7 +10,7 @@ import pytest
 
 from litefs_celery.emulator import EmulatedCluster
 from litefs_celery.emulator.real import RealCluster, missing_programs
-from tests.cluster.site import Site
+from tests.cluster.site import OLD_KEY, SIGNING_KEYS, Site
 
 KINDS = ("emulator", "litefs-delete", "litefs-wal")
 
@@ -48,18 +48,19 @@ def running_site(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Itera
 
 @pytest.fixture(scope="module", params=KINDS)
 def running_kept_site(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Site]:
-    """The same, with an outbox on each node, which sends again soon."""
+    """The same, with an outbox on each node, which sends again soon, and a key to sign with."""
     environ = {
         "LITEFS_CELERY_OUTBOX_DIR": str(tmp_path_factory.mktemp("outbox")),
         "LITEFS_CELERY_OUTBOX_RESEND_INTERVAL": "3",
         "LITEFS_CELERY_OUTBOX_KEEPS": "all",
+        SIGNING_KEYS: OLD_KEY,
     }
     yield from _sites(request, tmp_path_factory, environ)
 
 
 @pytest.fixture
 def kept_site(running_kept_site: Site) -> Site:
-    """The site with outboxes, healthy."""
+    """The site with outboxes and keys, healthy."""
     running_kept_site.heal()
     return running_kept_site
 

@@ -24,6 +24,8 @@ from worker.fleet import NodeProcesses, RedisServer, wait_until
 # A failover of real LiteFS takes up to 22 s, and starting three workers on a busy machine long.
 PATIENCE = 90.0
 QUEUE = "litefs-primary"
+SIGNING_KEYS = "LITEFS_CELERY_SIGNING_KEYS"
+OLD_KEY, NEW_KEY = "old-" * 8, "new-" * 8
 # An open read transaction, which freezes replication on its node.
 READING = ("BEGIN", "SELECT count(*) FROM regions")
 
@@ -144,6 +146,23 @@ class Site:
         self.cluster.primary(PATIENCE)
         wait_until(self._consumed, PATIENCE, self.tails)
         self.cluster.wait_synced(PATIENCE)
+
+    def restart_worker(self, name: str) -> None:
+        """Stop a node's worker as a supervisor does, and start it with the node's environment."""
+        processes = self.processes[name]
+        processes.worker.stop()
+        processes.worker._environ.update(processes.environ)
+        processes.worker.start()
+
+    def restart_caller(self, name: str) -> None:
+        """End a node's calling process, and start one with the node's environment."""
+        self.callers[name].close()
+        log = self._directory / name / "caller.log"
+        self.callers[name] = Caller(self.processes[name].environ, log)
+
+    def logs(self) -> str:
+        """All that the workers and the calling processes have logged."""
+        return "\n".join(log.read_text(errors="replace") for log in self._directory.glob("*/*.log"))
 
     def on(self, name: str) -> Caller:
         """The calling process of that node."""

@@ -1,16 +1,36 @@
-"""Submitted writes of nodes with an outbox, on every kind of cluster."""
+"""What nodes with an outbox and a key keep, and what they refuse, on every kind of cluster."""
 
 from __future__ import annotations
 
+import json
+import time
 import uuid
+from contextlib import closing
 from typing import Any
 
 import pytest
+from celery import Celery
 
-from tests.cluster.site import PATIENCE, QUEUE, Site, everywhere, known, region, visits
+from litefs_celery.message import HEADER, header
+from litefs_celery.signing import WriteSigner
+from litefs_celery.tasks import Sender
+from litefs_celery.wire import Write
+from tests.cluster.site import (
+    NEW_KEY,
+    OLD_KEY,
+    PATIENCE,
+    QUEUE,
+    SIGNING_KEYS,
+    Site,
+    everywhere,
+    known,
+    region,
+    visits,
+)
 from worker.fleet import wait_until
 
 COUNT = 20
+REJECTED = "litefs-rejected"
 
 
 def outbox(site: Site, node: str) -> Any:
@@ -106,3 +126,64 @@ def test_a_write_that_a_stale_winner_lacks_is_made_again(
     assert visits(site, name) == 1
     query = "SELECT count(*) FROM _litefs_celery_ledger WHERE write_id = ?"
     assert everywhere(site, query, write_id) == [(1,)]
+
+
+def visit(name: str) -> Write:
+    """A visit as a process makes it that knows all but the key."""
+    return Write.new(
+        "worker.repositories.Regions.visit", json.dumps([[name], {}]), origin="b",
+        deadline=time.time() + 600.0,
+    )
+
+
+def test_a_forged_write_changes_nothing(kept_site: Site) -> None:
+    """Without the key nobody has a write run, on the queue or as a task; with it anybody has."""
+    site, broker = kept_site, kept_site.redis.client()
+    name, rejected = region(site, "forged"), broker.llen(REJECTED)
+    key = site.processes[site.primary()].environ[SIGNING_KEYS]
+    signers = [None, WriteSigner(("guessed-" * 8,), QUEUE), WriteSigner((key,), QUEUE)]
+    writes = [visit(name) for _ in range(6)]
+    with Celery("forger", broker=site.redis.url, set_as_current=False) as app:
+        for signer, sent, astray in zip(signers, writes[:3], writes[3:], strict=True):
+            with closing(Sender(app, QUEUE, timeout=5.0, signer=signer)) as sender:
+                sender.publish([sent])
+            app.send_task(
+                astray.method, args=(astray.arguments,), task_id=astray.id,
+                headers={HEADER: header([astray], signer)}, ignore_result=True,
+            )
+    caller = site.on(site.replicas()[0])
+    assert caller.call("db.status")["signs"] is True
+    for good in (writes[2], writes[5]):
+        caller.call("db.await_outcome", good.id, 60)
+    wait_until(lambda: broker.llen(REJECTED) == rejected + 4, PATIENCE, site.tails)
+    assert caller.call("regions.visit", name) == 3
+    assert visits(site, name) == 3
+    query = "SELECT count(*) FROM _litefs_celery_ledger WHERE write_id IN (?, ?, ?, ?)"
+    assert everywhere(site, query, *[writes[i].id for i in (0, 1, 3, 4)]) == [(0,)]
+
+
+def test_a_rotation_of_keys_loses_nothing(kept_site: Site) -> None:
+    """Node after node, step after step: what waits, what is sent and what is called is made."""
+    site, broker = kept_site, kept_site.redis.client()
+    name, rejected, made, ids = region(site, "keys"), broker.llen(REJECTED), 0, []
+    nodes = [*site.replicas(), site.primary()]
+    before = site.processes[nodes[0]].environ[SIGNING_KEYS]
+    after = NEW_KEY if before == OLD_KEY else OLD_KEY
+    for keys in (f"{before},{after}", f"{after},{before}", after):
+        for node in nodes:
+            site.processes[node].environ[SIGNING_KEYS] = keys
+            if node == nodes[-1]:
+                # Signed by nodes of this step, and taken by a worker that begins with it.
+                site.processes[node].worker.stop()
+            ids += [site.on(each).call("regions.visit", name, delay=True) for each in nodes]
+            site.restart_worker(node)
+            made += len([site.on(each).call("regions.visit", name) for each in nodes])
+            site.restart_caller(node)
+            made += len([site.on(each).call("regions.visit", name) for each in nodes])
+    for write_id in ids:
+        site.on(nodes[0]).call("db.await_outcome", write_id, 60)
+    assert visits(site, name) == made + len(ids)
+    assert broker.llen(REJECTED) == rejected
+    told = site.logs()
+    assert "TermStarted" in told
+    assert not [key for key in (before, after) if key in told]

@@ -20,16 +20,25 @@ from typing import Any
 
 import pytest
 from celery import states
+from celery.exceptions import Ignore
 from celery.result import AsyncResult
 from kombu import Consumer
 from sqlalchemy.exc import IntegrityError
 from support import TIMEOUT, Base, User, celery_app, member, rows, standalone, until
 
-from litefs_celery import LiteFSCelery, Repository, observe, write
+from litefs_celery import (
+    LiteFSCelery,
+    Repository,
+    UnknownMethod,
+    WriteConflict,
+    observe,
+    read,
+    write,
+)
 from litefs_celery.redis_queue import Popped, acknowledge, keep_client, restore_unacknowledged
 from litefs_celery.stored import EXPIRES_AFTER_DEADLINE, Stored
 from litefs_celery.tasks import PRODUCER_LIMIT, connection_for, primary_queue
-from litefs_celery.wire import Committed, Expired, Outcome, Refused, Wire, Write
+from litefs_celery.wire import Committed, Expired, Outcome, Refused, Wire, Write, fingerprint
 from worker.fleet import RedisServer
 
 QUEUE = "litefs-primary"
@@ -506,3 +515,159 @@ def test_without_a_backend_nothing_is_found(caplog: pytest.LogCaptureFixture) ->
         assert stored.find([one.id]) == {}
         stored.close()
     assert not caplog.records
+
+
+# What is signed.
+
+KEY, FORMER_KEY = "key-" * 8, "former-" * 6
+
+
+@pytest.fixture
+def keyed(join: Join) -> tuple[Node, Node, Node]:
+    """Return a primary and a caller that share a key, and one that has none and forges writes."""
+    keys = {"signing_keys": (KEY,)}
+    return join("n1", **keys), join("n3", **keys), join("n2")
+
+
+def submitted(redis: Any, node: Node, name: str) -> dict[str, Any]:
+    """Take the message of a write that ``node`` submits out of the queue."""
+    node.users.add.delay(name)
+    message: dict[str, Any] = json.loads(redis.lpop(QUEUE))
+    return message
+
+
+def altered(message: dict[str, Any], before: str, after: str) -> bytes:
+    """Return the message with other arguments, and all but the signature made to go with them."""
+    body = json.loads(base64.b64decode(message["body"]))
+    (entry,) = message["headers"]["litefs"]
+    body[0] = [text.replace(before, after) for text in body[0]]
+    entry["fingerprint"] = fingerprint(entry["method"], body[0][0])
+    encoded = base64.b64encode(json.dumps(body).encode()).decode()
+    return json.dumps({**message, "body": encoded}).encode()
+
+
+def test_what_is_not_signed_is_set_aside(
+    keyed: tuple[Node, Node, Node], redis: Any, records: list[observe.Record]
+) -> None:
+    """Unsigned, altered and foreign messages leave no trace but a reason; signed ones are made."""
+    primary, caller, forger = keyed
+    forger.users.add.delay("unsigned")
+    redis.lpush(QUEUE, altered(submitted(redis, caller, "Ada"), "Ada", "altered"))
+    entry, other = (submitted(redis, caller, name) for name in ("first", "second"))
+    other["headers"]["litefs"][0]["signature"] = entry["headers"]["litefs"][0]["signature"]
+    redis.lpush(QUEUE, json.dumps(other))
+    signed = submitted(redis, caller, "replayed")
+    redis.lpush(QUEUE, json.dumps(signed))
+    redis.lpush(QUEUE, json.dumps(signed))
+    primary.consume()
+    assert caller.users.add("signed") == "signed"
+    until(lambda: (redis.hlen(UNACKED), redis.llen(QUEUE)) == (0, 0), "the acknowledgement")
+    assert primary.names() == ["replayed", "signed"]
+    reasons = [one["reason"].partition(" (")[0] for one in set_aside(redis)]
+    assert [reason[:24] for reason in reasons] == [
+        "not signed, although lit", "signature does not match", "signature does not match",
+    ]
+    told = [one.reason for one in records if isinstance(one, observe.MessageSetAside)]
+    assert told == [one["reason"] for one in set_aside(redis)]
+    ledger = rows(primary.db.path, "SELECT method, outcome FROM _litefs_celery_ledger")
+    assert len(ledger) == 2, "what is refused takes no id"
+    assert not [text for text in [*told, str(set_aside(redis))] if KEY in text]
+
+
+def test_a_signed_write_that_expired_is_recorded(
+    keyed: tuple[Node, Node, Node], redis: Any
+) -> None:
+    """Past its deadline a signed write does not run; with a later one it is not the signed one."""
+    primary, caller, _ = keyed
+    result = caller.users.add.options(timeout=0.2).delay("late")
+    message = json.loads(redis.rpop(QUEUE))
+    deadline = message["headers"]["litefs"][0]["deadline"]
+    until(lambda: time.time() > deadline, "the deadline")
+    redis.lpush(QUEUE, json.dumps(message))
+    message["headers"]["litefs"][0]["deadline"] += 1_000.0
+    redis.lpush(QUEUE, json.dumps(message))
+    primary.consume()
+    assert caller.users.add("Ada") == "Ada"
+    until(lambda: (redis.hlen(UNACKED), redis.llen(QUEUE)) == (0, 0), "the acknowledgement")
+    assert isinstance(caller.db.outcome(result.id), Expired)
+    assert primary.names() == ["Ada"]
+    assert len(set_aside(redis)) == 1
+
+
+def test_a_signed_write_under_a_used_id_is_a_conflict(keyed: tuple[Node, Node, Node]) -> None:
+    """Who holds a key cannot have another content run under an id that was used either."""
+    primary, caller, _ = keyed
+    primary.consume()
+    write_id = str(uuid.uuid4())
+    assert caller.users.add.options(write_id=write_id)("Ada") == "Ada"
+    with pytest.raises(WriteConflict):
+        caller.users.add.options(write_id=write_id)("Bob")
+    assert primary.names() == ["Ada"]
+
+
+def test_an_outbox_sends_signed_writes(
+    join: Join, redis: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """What comes from the outbox is signed when it is sent, also where its deadline was changed."""
+    keys = {"signing_keys": (KEY, FORMER_KEY)}
+    primary = join("n1", **keys)
+    kept = str(tmp_path_factory.mktemp("outbox"))
+    caller = join("n2", signing_keys=(FORMER_KEY,), outbox_dir=kept)
+    result = caller.users.add.options(timeout=0.2).delay("Ada")
+    redis.delete(QUEUE)
+    outbox = caller.db.parts.outbox
+    assert outbox is not None
+    outbox.mark_lost([result.id], time.time() + 1_000.0)
+    primary.consume()
+    caller.db.parts.publish(outbox.unseen(sent_before=time.time(), limit=10))
+    assert result.get(timeout=TIMEOUT) == "Ada"
+    assert redis.llen(REJECTED) == 0
+
+
+def test_a_task_that_went_astray_is_verified(
+    keyed: tuple[Node, Node, Node], redis: Any, records: list[observe.Record]
+) -> None:
+    """A worker puts a signed write where it belongs, and signs none that was not."""
+    primary, caller, forger = keyed
+    stray, forged = submitted(redis, caller, "stray"), submitted(redis, forger, "forged")
+    changed = json.loads(altered(submitted(redis, caller, "Ada"), "Ada", "altered"))
+    app = caller.db.app
+    for message in (forged, changed, stray):
+        (arguments, *_), headers = json.loads(base64.b64decode(message["body"])), message["headers"]
+        task = app.tasks[headers["task"]]
+        # As a worker runs it: what it knows of the message is the task's request.
+        task.push_request(**headers, delivery_info={"exchange": "", "routing_key": "celery"})
+        try:
+            with pytest.raises(Ignore):
+                task.run(*arguments)
+        finally:
+            task.pop_request()
+    primary.consume()
+    assert caller.users.add("Eve") == "Eve"
+    until(lambda: primary.names() == ["Eve", "stray"], "the write that went astray")
+    assert [one["queue"] for one in set_aside(redis)] == ["celery", "celery"]
+    told = [one.reason for one in records if isinstance(one, observe.MessageSetAside)]
+    assert [reason[:24] for reason in told] == [
+        "not signed, although lit", "signature does not match",
+    ]
+
+
+def test_the_name_of_a_read_is_no_writes(join: Join) -> None:
+    """A write that names a read method, or none that is registered, is refused, unrun."""
+    primary, caller = join("n1"), join("n2")
+
+    class Odd(Repository[User], db=primary.db):
+        @read
+        def look(self) -> None:
+            self.session.add(User(name="looked"))
+            self.session.flush()
+
+    names = [name for name in primary.db._methods if name.endswith("look")]
+    assert len(names) == 1
+    primary.consume()
+    for name in [*names, "builtins.exec", f"{__name__}.rows"]:
+        one = Write.new(name, "[[], {}]", origin="n2", deadline=time.time() + 100.0)
+        caller.db.submit(one)
+        with pytest.raises(UnknownMethod):
+            caller.db.await_outcome(one.id, TIMEOUT)
+    assert primary.names() == []
