@@ -33,6 +33,7 @@ from .resender import Resender
 from .roles import Role, decide, look
 from .scalars import ScalarCodec
 from .stored import Stored
+from .surroundings import surroundings
 from .terms import Terms
 from .visibility import Visibility
 from .wire import Outcome, Wire, Write
@@ -211,7 +212,7 @@ class Parts:
             "role": role.kind.value, "primary": role.primary, "reason": role.reason,
             "epoch": None if term is None else term.epoch, "queue": db.queue,
             "consuming": db.consuming, "position": None, "lag_ms": None, "ledger": None,
-            "outbox": None,
+            "outbox": None, "candidate": None, **surroundings(db.settings),
         }
         if self.outbox is not None:
             status["outbox"] = vars(self.outbox.size())
@@ -219,6 +220,8 @@ class Parts:
             position = self.node().position(db.path.name)
             status["position"] = None if position is None else f"{position.txid:016x}"
             status["lag_ms"] = self.node().lag_ms()
+        with suppress(LiteFSCeleryError):
+            status["candidate"] = None if db.standalone else self.node().info().candidate
         with suppress(SQLAlchemyError, LiteFSCeleryError), self.engines.reader.connect() as reader:
             status["ledger"] = ledger.size(reader)
             newest = ledger.newest_term(reader)
