@@ -86,8 +86,9 @@ def outbox(settings: Settings, mount: Path) -> Iterator[Finding]:
     elif place.free < settings.outbox_limit_bytes:
         yield Finding(
             "outbox", WARNING, f"{directory} has {place.free} bytes free, less than "
-            f"litefs_outbox_limit_bytes ({settings.outbox_limit_bytes})", "the disk is full before the outbox is: .delay() "
-            "then fails with an error of the disk instead of OutboxFull",
+            f"litefs_outbox_limit_bytes ({settings.outbox_limit_bytes})",
+            "the disk is full before the outbox is: .delay() then fails with an error of the disk "
+            "instead of OutboxFull",
             "make room, or lower the limit",
         )
     else:
