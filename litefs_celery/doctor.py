@@ -35,8 +35,8 @@ Examples:
   celery -A yourapp litefs doctor --strict && deploy
 \b
 Exit codes: 0 nothing is unsafe; 1 something is (with --strict also: a warning, or something
-that could not be seen); 2 usage. Run it on each node, as the user and in the environment of
-its worker. It changes nothing."""
+that could not be seen); 2 usage, or settings that contradict each other. Run it on each node,
+as the user and in the environment of its worker. It changes nothing."""
 
 
 @click.command(cls=CeleryCommand, epilog=EXAMPLES)

@@ -76,9 +76,10 @@ def _api(node: LiteFSNode, settings: Settings, own: list[Address]) -> Iterator[F
     host = parts.hostname or ""
     if not machine.is_loopback(host) and machine.is_own(host, own) is not True:
         yield Finding(
-            "api_url", UNSAFE, f"litefs_api_url={settings.api_url} is not on this machine",
-            "it may be another node's LiteFS, which tells that node's role as this one's",
-            "use http://127.0.0.1:20202, or this container's own address",
+            "api_url", WARNING, f"litefs_api_url={settings.api_url} is not on this machine",
+            "unless that is the LiteFS of this node's mount, another node's role is taken for this "
+            "one's", "use http://127.0.0.1:20202; with LiteFS in a container of its own, see that "
+            "no other node's address is named",
         )
     try:
         info = node.info()

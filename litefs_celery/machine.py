@@ -44,29 +44,34 @@ def filesystem(directory: Path) -> FileSystem | None:
             continue
         except OSError:
             return None
-        name = _kind(os.path.realpath(place))
+        name = kind_of(os.path.realpath(place), _mountinfo())
         free, size = room.f_bavail * room.f_frsize, room.f_blocks * room.f_frsize
         return FileSystem(name, device, free, size) if name else None
     return None
 
 
-def _kind(place: str) -> str:
+def kind_of(place: str, mountinfo: str) -> str:
     """
-    Type of the file system at a path without links; empty where the kernel does not tell.
+    Type of the file system at a path without links; empty where none is told.
 
     By mount point, because on btrfs a directory's ``st_dev`` is not its mount's. Of several on one
     point the last hides the others. See proc_pid_mountinfo(5).
     """
     found = ("", "")
-    with suppress(OSError):
-        text = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
-        for line in text.splitlines():
-            own, _, rest = line.partition(" - ")
-            point = _OCTAL.sub(lambda match: chr(int(match[1], 8)), own.split(" ")[4])
-            inside = place == point or place.startswith(point.rstrip("/") + "/")
-            if inside and len(point) >= len(found[0]):
-                found = (point, rest.split(" ")[0])
+    for line in mountinfo.splitlines():
+        own, _, rest = line.partition(" - ")
+        point = _OCTAL.sub(lambda match: chr(int(match[1], 8)), own.split(" ")[4])
+        inside = place == point or place.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(found[0]):
+            found = (point, rest.split(" ")[0])
     return found[1]
+
+
+def _mountinfo() -> str:
+    with suppress(OSError):
+        path = Path("/proc/self/mountinfo")
+        return path.read_text(encoding="utf-8", errors="surrogateescape")
+    return ""
 
 
 def addresses() -> list[Address]:

@@ -267,6 +267,21 @@ def test_the_kernels_tables_name_this_machines_addresses() -> None:
     assert not any(address.is_loopback for address in machine.addresses())
 
 
+def test_a_directorys_file_system_is_its_innermost_mounts() -> None:
+    """Mounts in any order, with blanks in their names, and several on one point."""
+    table = (
+        "30 1 0:30 / /srv/my\\040data rw - tmpfs tmpfs rw\n"
+        "1 0 8:1 / / rw - ext4 /dev/sda rw\n"
+        "31 1 0:31 / /srv rw - xfs /dev/sdb rw\n"
+        "32 1 0:32 / /mnt rw - tmpfs tmpfs rw\n"
+        "33 1 0:33 / /mnt rw - ext4 /dev/sdc rw\n"
+    )
+    places = {"/srv/my data/x": "tmpfs", "/srv/my": "xfs", "/srv": "xfs", "/": "ext4",
+              "/srvs": "ext4", "/mnt/x": "ext4"}
+    assert {place: machine.kind_of(place, table) for place in places} == places
+    assert machine.kind_of("/srv", "") == ""
+
+
 def database(folder: Path, **settings: Any) -> LiteFSCelery:
     """Return a database of a node "a", whose mount is any directory."""
     values = {"node": "a", "mode": "litefs", "api_url": NO_API, **settings}

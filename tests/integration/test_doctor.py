@@ -191,10 +191,12 @@ def test_a_strange_worker_is_named(site: Site) -> None:
 
 
 def test_usage(site: Site) -> None:
-    """`--help` shows examples; a file that is not there is a usage error."""
+    """`--help` shows examples; a missing file and contradicting settings are usage errors."""
     ended = site.run("a", "--help")
     assert "celery -A yourapp litefs doctor --json | jq" in ended.stdout
     assert site.run("a", "--litefs-config", "/no/such/litefs.yml").returncode == 2
+    ended = site.run("a", LITEFS_CELERY_LEDGER_RETENTION="1")
+    assert (ended.returncode, "litefs_ledger_retention=1" in ended.stderr) == (2, True)
 
 
 def test_a_dead_mount_is_unsafe(site: Site) -> None:
