@@ -14,10 +14,11 @@ from kombu.exceptions import OperationalError
 from sqlalchemy.exc import SQLAlchemyError
 
 from . import handover, ledger, overview
+from .commands import database_option, failure, selected
+from .doctor import doctor
 from .errors import ConfigurationError, LiteFSCeleryError
 from .promotion import Promotion
 from .roles import Kind
-from .routing import databases
 
 if TYPE_CHECKING:
     from .database import LiteFSCelery
@@ -42,7 +43,6 @@ Examples:
   celery -A yourapp litefs prune --older-than 172800 --batch 500
   celery -A yourapp litefs prune --json | jq .default.pruned"""
 
-_database = click.option("--database", metavar="NAME", help="Only this one of several databases.")
 _json = click.option("--json", "as_json", is_flag=True,
                      help="One JSON document at the end; progress goes to standard error.")
 
@@ -53,7 +53,7 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except LiteFSCeleryError as error:
             code = USAGE if isinstance(error, ConfigurationError) else WRONG
-            raise _failure(str(error), code) from error
+            raise failure(str(error), code) from error
 
 
 @click.group(cls=_Group)
@@ -68,20 +68,20 @@ def litefs(_ctx: click.Context, **_preload: Any) -> None:
               help="Seconds to wait for the workers' answers.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document instead of the table.")
 @click.option("--local", is_flag=True, help="This node's own look; asks no broker, no worker.")
-@_database
+@database_option
 @click.pass_context
 def status(
     ctx: click.Context, timeout: float, database: str | None, *, as_json: bool, local: bool
 ) -> None:
     """Show each node's role and position, and how many writes wait."""
-    dbs = _selected(ctx, database)
+    dbs = selected(ctx, database)
     if local:
         document = overview.local(dbs)
     else:
         try:
             document = overview.of_all(dbs, timeout)
         except OperationalError as error:
-            raise _failure(
+            raise failure(
                 f"the broker cannot be reached: {error}. Check broker_url; --local shows this "
                 "node without it", UNREACHABLE,
             ) from error
@@ -95,7 +95,7 @@ def status(
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), default=30.0, show_default=True,
               help="Seconds until giving up.")
 @_json
-@_database
+@database_option
 @click.pass_context
 def promote(
     ctx: click.Context, node: str | None, timeout: float, database: str | None, *, as_json: bool
@@ -105,7 +105,7 @@ def promote(
 
     The primary takes no writes while it hands over; their callers wait for about a second.
     """
-    dbs = _selected(ctx, database)
+    dbs = selected(ctx, database)
     tell = functools.partial(click.echo, err=as_json)
     for db in dbs:
         handover.check_movable(db)
@@ -125,7 +125,7 @@ def promote(
               help="Rows in one transaction.")
 @click.option("--force", is_flag=True, help="Also what a redelivered write may still need.")
 @_json
-@_database
+@database_option
 @click.pass_context
 def prune(
     ctx: click.Context, older_than: float | None, batch: int, database: str | None, *, force: bool,
@@ -134,17 +134,17 @@ def prune(
     """Delete old outcomes from the ledger; on the primary only."""
     tell = functools.partial(click.echo, err=as_json)
     found = {}
-    for db in _selected(ctx, database):
+    for db in selected(ctx, database):
         age = db.settings.ledger_retention if older_than is None else older_than
         least = max(db.settings.submit_timeout, db.settings.write_timeout)
         if age < least and not force:
-            raise _failure(f"a write may come again for {least:.0f} s (litefs_submit_timeout, "
+            raise failure(f"a write may come again for {least:.0f} s (litefs_submit_timeout, "
                            "litefs_write_timeout), and would run twice without its row: use a "
                            "larger --older-than, or --force", USAGE)
         role = db.role()
         if role.kind not in (Kind.PRIMARY, Kind.STANDALONE):
             where = f"the primary is {role.primary}" if role.primary else role.reason
-            raise _failure(f"{db.name}: this node ({db.settings.node}) is not primary; {where}. "
+            raise failure(f"{db.name}: this node ({db.settings.node}) is not primary; {where}. "
                            "Run it on the primary", WRONG)
         pruned, left = _prune(db, time.time() - age, batch, tell)
         found[db.name] = {"pruned": pruned, "left": left}
@@ -163,7 +163,7 @@ def _prune(
                 pruned = ledger.prune(connection, before=before, limit=batch)
                 left = ledger.size(connection)
         except SQLAlchemyError as error:
-            raise _failure(f"{db.name}: stopped after {total} rows: {error}. If this node is no "
+            raise failure(f"{db.name}: stopped after {total} rows: {error}. If this node is no "
                            "longer primary, run it on the one that is", WRONG) from error
         total += pruned
         tell(f"{db.name}: {total} rows pruned, {left} left")
@@ -173,21 +173,4 @@ def _prune(
         time.sleep(time.monotonic() - started)
 
 
-def _selected(ctx: click.Context, name: str | None) -> list[LiteFSCelery]:
-    app = ctx.obj.app
-    app.loader.import_default_modules()
-    dbs = databases(app)
-    if not dbs:
-        raise click.UsageError(f"the app {app.main!r} has no LiteFSCelery database: name your app "
-                               "with `celery -A yourapp litefs …`")
-    found = [db for db in dbs if name in (None, db.name)]
-    if not found:
-        raise click.UsageError(f"no database {name!r}: there are "
-                               + ", ".join(sorted(db.name for db in dbs)))
-    return found
-
-
-def _failure(message: str, code: int) -> click.ClickException:
-    error = click.ClickException(message)
-    vars(error)["exit_code"] = code
-    return error
+litefs.add_command(doctor)

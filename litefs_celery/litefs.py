@@ -35,8 +35,10 @@ class NodeInfo:
     is_primary: bool
     candidate: bool
     primary: str
-    """The primary's host name; empty on the primary, and where none is known."""
+    """The primary's host name, on the primary its own; empty where none is known."""
     litefs_id: str
+    path: str = ""
+    """LiteFS's data directory."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ class LiteFSNode:
                 candidate=bool(body.get("candidate")),
                 primary=str(primary.get("hostname", "")),
                 litefs_id=response.headers.get("Litefs-Id", ""),
+                path=str(body.get("path", "")),
             )
         except (OSError, HTTPException) as error:
             self.close()

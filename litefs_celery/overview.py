@@ -126,10 +126,8 @@ def judge(db: LiteFSCelery, rows: list[dict[str, Any]], *, asked: bool) -> dict[
     return {"primary": primary, "problems": problems, "nodes": rows}
 
 
-def _strangers(
-    db: LiteFSCelery, rows: list[dict[str, Any]], leading: list[str]
-) -> Iterator[str]:
-    """What single nodes say that does not go with a primary."""
+def namesakes(rows: list[dict[str, Any]]) -> Iterator[tuple[str, list[str]]]:
+    """Names that several nodes have, each with a worker of every one of them."""
     # Several workers of one node are on one host and open one file.
     places: dict[str, dict[tuple[str, str], str]] = defaultdict(dict)
     for row in rows:
@@ -137,11 +135,19 @@ def _strangers(
         places[row["node"]].setdefault(place, row["worker"])
     for node, workers in sorted(places.items()):
         if len(workers) > 1:
-            yield (
-                f"{' and '.join(sorted(workers.values()))} all say they are node {node}: give "
-                "each node a litefs_node of its own, the name that LiteFS has there "
-                "(lease.hostname)"
-            )
+            yield node, sorted(workers.values())
+
+
+def _strangers(
+    db: LiteFSCelery, rows: list[dict[str, Any]], leading: list[str]
+) -> Iterator[str]:
+    """What single nodes say that does not go with a primary."""
+    for node, workers in namesakes(rows):
+        yield (
+            f"{' and '.join(workers)} all say they are node {node}: give "
+            "each node a litefs_node of its own, the name that LiteFS has there "
+            "(lease.hostname)"
+        )
     # Told without the keys, or a hash of them: what is told here anybody may see.
     bare = sorted({row["node"] for row in rows if row.get("signs") is False})
     if bare and any(row.get("signs") for row in rows):

@@ -34,6 +34,7 @@ from .roles import Role, decide, look
 from .scalars import ScalarCodec
 from .signing import WriteSigner
 from .stored import Stored
+from .surroundings import surroundings
 from .terms import Terms
 from .visibility import Visibility
 from .wire import Outcome, Wire, Write
@@ -220,7 +221,7 @@ class Parts:
             "epoch": None if term is None else term.epoch, "queue": db.queue,
             "consuming": db.consuming, "position": None, "lag_ms": None, "ledger": None,
             "outbox": None, "candidate": None, "handover": self.handover,
-            "signs": self.signer is not None,
+            "signs": self.signer is not None, **surroundings(db.settings),
         }
         if self.outbox is not None:
             status["outbox"] = vars(self.outbox.size())
@@ -228,7 +229,8 @@ class Parts:
             position = self.node().position(db.path.name)
             status["position"] = None if position is None else f"{position.txid:016x}"
             status["lag_ms"] = self.node().lag_ms()
-            status["candidate"] = self.node().info().candidate
+        with suppress(LiteFSCeleryError):
+            status["candidate"] = None if db.standalone else self.node().info().candidate
         with suppress(SQLAlchemyError, LiteFSCeleryError), self.engines.reader.connect() as reader:
             status["ledger"] = ledger.size(reader)
             newest = ledger.newest_term(reader)

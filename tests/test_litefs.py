@@ -22,7 +22,9 @@ ANSWER = (
     b"HTTP/1.1 200 OK\r\nLitefs-Id: A1\r\nContent-Type: application/json\r\n"
     b"Content-Length: %d\r\n\r\n%s" % (len(INFO), INFO)
 )
-PRIMARY = NodeInfo(is_primary=True, candidate=True, primary="", litefs_id="A1")
+PRIMARY = NodeInfo(
+    is_primary=True, candidate=True, primary="", litefs_id="A1", path="/litefs"
+)
 # What a connection does with its requests, one after another; at the end it is closed.
 ANSWERS, HANGS = "answers", "hangs"
 
