@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from celery import Celery
@@ -30,9 +30,16 @@ def connected(app: Celery, timeout: float) -> Iterator[Connection]:
             raise OperationalError(str(error)) from error
 
 
-def ask(app: Celery, connection: Connection, command: str, *, timeout: float) -> dict[str, Any]:
-    """What each worker that answers within ``timeout`` seconds replies, by the worker's name."""
-    inspect = app.control.inspect(timeout=timeout, connection=connection)
+def ask(
+    app: Celery, connection: Connection, command: str, *, timeout: float,
+    arrived: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """
+    What each worker that answers within ``timeout`` seconds replies, by the worker's name.
+
+    ``arrived`` is called with each reply as it comes.
+    """
+    inspect = app.control.inspect(timeout=timeout, connection=connection, callback=arrived)
     return inspect._request(command) or {}
 
 

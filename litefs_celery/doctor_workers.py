@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from kombu.exceptions import OperationalError
 
 from .clocks import Reading, judge_clock
-from .control import LEAST_SOCKET_TIMEOUT
+from .control import ask, connected
 from .findings import OK, UNKNOWN, UNSAFE, WARNING, Finding
 from .overview import namesakes
 from .surroundings import AGREED, surroundings
-from .tasks import connection_for
 
 if TYPE_CHECKING:
     from .database import LiteFSCelery
@@ -48,33 +47,19 @@ def examine(dbs: list[LiteFSCelery], timeout: float) -> list[Finding]:
 
 def _ask(db: LiteFSCelery, timeout: float) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
     """Each worker's answer, when it was asked and answered, and its pool."""
-    limit = max(timeout, LEAST_SOCKET_TIMEOUT)
     times: dict[str, Any] = {}
-    with connection_for(db.app, timeout=limit) as connection:
-        try:
-            connection.ensure_connection(max_retries=1, interval_start=0, timeout=limit)
-            asked = time.time()
+    with connected(db.app, timeout) as connection:
+        asked = time.time()
 
-            def arrived(reply: dict[str, Any]) -> None:
-                times.update(dict.fromkeys(reply, (asked, time.time())))
+        def arrived(reply: dict[str, Any]) -> None:
+            times.update(dict.fromkeys(reply, (asked, time.time())))
 
-            replies = _request(db, connection, timeout, "litefs", arrived)
-            stats = _request(db, connection, timeout, "stats", lambda _reply: None)
-        except (OSError, *connection.connection_errors, *connection.channel_errors) as error:
-            raise OperationalError(str(error)) from error
+        replies = ask(db.app, connection, "litefs", timeout=timeout, arrived=arrived)
+        stats = ask(db.app, connection, "stats", timeout=timeout)
     return replies, times, {
         worker: str((reply.get("pool") or {}).get("implementation", ""))
         for worker, reply in stats.items()
     }
-
-
-def _request(
-    db: LiteFSCelery, connection: Any, timeout: float, command: str,
-    arrived: Callable[[dict[str, Any]], None],
-) -> dict[str, Any]:
-    inspect = db.app.control.inspect(timeout=timeout, connection=connection, callback=arrived)
-    found: dict[str, Any] = inspect._request(command) or {}
-    return found
 
 
 def _clocks(rows: Rows, times: dict[str, Any]) -> Iterator[Finding]:
