@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -50,12 +51,13 @@ class GroupRunner:
         self._savepoints = savepoints
         self._wire = wire
         self._known: dict[str, ledger.Entry] = {}
-        self._fresh: list[ledger.Entry] = []
+        self._fresh: dict[str, ledger.Entry] = {}
 
     def run(self, connection: Connection, jobs: list[Job], group: Group) -> None:
         """Run or answer ``jobs`` into ``group``, in their order unless another is asked for."""
         asked = {job.write.id for job in jobs} | {job.write.after for job in jobs} - {""}
-        self._known, self._fresh = ledger.find(connection, list(asked)), []
+        found = ledger.find(connection, list(asked))
+        self._known, self._fresh = dict(found), {}
         early = jobs
         while early:
             left = [job for job in early if not self._run_in_turn(connection, job, group)]
@@ -64,26 +66,35 @@ class GroupRunner:
             early = left  # what they wait for may have come after them in this group
         group.early = early
         group.duplicates = len(group.jobs) - len(self._fresh)
-        ledger.record(connection, self._fresh)
+        ledger.forget(connection, [write_id for write_id in self._fresh if write_id in found])
+        ledger.record(connection, self._fresh.values())
 
     def _run_in_turn(self, connection: Connection, job: Job, group: Group) -> bool:
         """Whether the write has its outcome now; False where another must come before it."""
         write, epoch = job.write, group.term.epoch
         entry = self._known.get(write.id)
-        if entry is not None:
+        if entry is not None and not (
+            # It expired, and its origin asks for it all the same: with a later deadline.
+            entry.matches(write) and entry.expired_before(write.deadline)
+        ):
             group.add(job, self._answer(entry, write))
             return True
-        if write.after and write.after not in self._known and time.time() < write.deadline:
+        if self._is_early(write):
             return False
         if job.refusal is not None:
             outcome, text = self._savepoints.refuse(job.refusal, epoch)
         else:
             outcome, text = self._savepoints.execute(connection, write, epoch)
         entry = ledger.Entry(write.id, write.method, write.fingerprint, text, epoch, time.time())
-        self._known[write.id] = entry
-        self._fresh.append(entry)
+        self._known[write.id] = self._fresh[write.id] = entry
         group.add(job, outcome)
         return True
+
+    def _is_early(self, write: Write) -> bool:
+        """Whether another must have had its turn before; what expired may be asked for again."""
+        before = self._known.get(write.after)
+        had_its_turn = before is not None and not before.expired_before(math.inf)
+        return bool(write.after) and not had_its_turn and time.time() < write.deadline
 
     def _answer(self, entry: ledger.Entry, write: Write) -> Outcome:
         if not entry.matches(write):

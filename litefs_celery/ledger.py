@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
-from .wire import Write
+from .wire import Write, expired_at
 
 LEDGER = "_litefs_celery_ledger"
 TERMS = "_litefs_celery_terms"
@@ -46,6 +46,7 @@ _RECORD = (
     f"INSERT INTO {LEDGER} (write_id, method, fingerprint, outcome, epoch, committed_at) "
     "VALUES (?, ?, ?, ?, ?, ?)"
 )
+_FORGET = f"DELETE FROM {LEDGER} WHERE write_id IN (SELECT value FROM json_each(?))"
 _NEWEST_TERM = text(
     f"SELECT epoch, node, litefs_id, started_at FROM {TERMS} ORDER BY epoch DESC LIMIT 1"
 )
@@ -77,6 +78,11 @@ class Entry:
     def matches(self, write: Write) -> bool:
         """Whether this row is about ``write``, not another one under the same id."""
         return (self.method, self.fingerprint) == (write.method, write.fingerprint)
+
+    def expired_before(self, deadline: float) -> bool:
+        """Whether it says "expired", of a deadline earlier than this one."""
+        expired = expired_at(self.outcome)
+        return expired is not None and expired < deadline
 
 
 @dataclass(frozen=True)
@@ -133,6 +139,12 @@ def record(connection: Connection, entries: Iterable[Entry]) -> None:
     rows = [tuple(vars(entry).values()) for entry in entries]
     if rows:
         connection.exec_driver_sql(_RECORD, rows)
+
+
+def forget(connection: Connection, ids: Sequence[str]) -> None:
+    """Delete the rows of those ``ids``."""
+    if ids:
+        connection.exec_driver_sql(_FORGET, (json.dumps(ids),))
 
 
 def newest_term(connection: Connection) -> TermRow | None:

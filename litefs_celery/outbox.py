@@ -125,13 +125,14 @@ class Outbox:
             for entry, text, after in rows
         ]
 
-    def waiting_ids(self, *, limit: int) -> list[str]:
-        """Ids of the writes without an outcome here, the oldest first."""
+    def waiting(self, *, limit: int) -> dict[str, float]:
+        """The writes without an outcome here, the oldest first: their deadlines by id."""
         with self._transaction() as connection:
             rows = connection.execute(
-                "SELECT write_id FROM outbox WHERE seen_at IS NULL ORDER BY seq LIMIT ?", (limit,)
+                "SELECT write_id, deadline FROM outbox WHERE seen_at IS NULL ORDER BY seq LIMIT ?",
+                (limit,),
             )
-            return [write_id for (write_id,) in rows]
+            return dict(rows.fetchall())
 
     def seen_under_another(self, term: str, *, limit: int) -> list[str]:
         """Ids of the kept writes that were last seen under another term."""
@@ -157,8 +158,20 @@ class Outbox:
 
         Writes that must come after them are due, unless they were sent just now.
         """
+        self._update("seen_at = coalesce(seen_at, ?), seen_term = ?", (time.time(), term), ids)
+        self._hurry_next(ids)
+
+    def drop(self, ids: Sequence[str]) -> None:
+        """Keep them no longer: they expired, nobody was told anything else."""
+        self._hurry_next(ids)
+        with self._transaction() as connection:
+            connection.execute(
+                "DELETE FROM outbox WHERE write_id IN (SELECT value FROM json_each(?))",
+                (json.dumps(list(ids)),),
+            )
+
+    def _hurry_next(self, ids: Sequence[str]) -> None:
         now = time.time()
-        self._update("seen_at = coalesce(seen_at, ?), seen_term = ?", (now, term), ids)
         with self._transaction() as connection:
             keys = connection.execute(
                 "SELECT DISTINCT order_key FROM outbox WHERE order_key IS NOT NULL AND write_id IN "

@@ -16,7 +16,7 @@ from .forward import Unsent
 from .ledger import Sighting, TermRow
 from .message import bundles
 from .outbox import Outbox
-from .wire import Write
+from .wire import Write, expired_at
 
 INTERVAL = 0.5  # how late an outcome is noticed; nobody waits for that
 FORGET_INTERVAL = 10.0
@@ -97,30 +97,44 @@ class Resender:
 
     def _see(self, connection: Connection, newest: TermRow) -> None:
         term = f"{newest.epoch} {newest.node} {newest.litefs_id} {newest.started_at}"
-        waiting = self._outbox.waiting_ids(limit=BATCH)
-        _, found = self._look(connection, waiting)
+        waiting = self._outbox.waiting(limit=BATCH)
+        there, expired = self._look(connection, list(waiting))
+        found = [write_id for write_id in there if there[write_id] and write_id not in expired]
         self._outbox.mark_seen(found, term)
+        # Not what was lost, and is now asked for with a later deadline: see `Outbox.mark_lost`.
+        over = [write_id for write_id, at in expired.items() if at >= waiting[write_id]]
+        if over:
+            self._outbox.drop(over)
         if term == self._term:
             return
         while ids := self._outbox.seen_under_another(term, limit=BATCH):
-            there, still = self._look(connection, ids)
+            there, expired = self._look(connection, ids)
+            still = [write_id for write_id in there if there[write_id] and write_id not in expired]
             self._outbox.mark_seen(still, term)
-            # What is there but not settled yet is looked for, and sent, again; it is not lost.
-            lost = sorted(set(ids) - there)
+            # What is there but not settled yet is looked for, and sent, again; it is not lost. What
+            # had another outcome before, and has expired since, is.
+            lost = sorted(set(ids) - (set(there) - set(expired)))
             if lost:
                 observe.emit(observe.WritesLost(self._database, newest.node, tuple(lost)))
             deadline = time.time() + self._settings.submit_timeout
             self._outbox.mark_lost(sorted(set(ids) - set(still)), deadline)
-        left = [write_id for write_id in waiting if write_id not in set(found)]
+        left = [write_id for write_id in waiting if write_id not in {*found, *over}]
         soon = time.time() - self._settings.outbox_resend_interval + NEW_TERM_DELAY
         self._outbox.hurry(left, soon)
         self._term = term
 
-    def _look(self, connection: Connection, ids: Sequence[str]) -> tuple[set[str], list[str]]:
-        """Which of ``ids`` have a row here, and which of those will last."""
+    def _look(
+        self, connection: Connection, ids: Sequence[str]
+    ) -> tuple[dict[str, bool], dict[str, float]]:
+        """Which of ``ids`` have a row here and whether it will last; which expired, and when."""
         sightings = ledger.sight(connection, ids) if ids else []
-        settled = [seen.entry.write_id for seen in sightings if self._is_settled(seen)]
-        return {seen.entry.write_id for seen in sightings}, settled
+        there = {seen.entry.write_id: self._is_settled(seen) for seen in sightings}
+        expired = {
+            seen.entry.write_id: at
+            for seen in sightings
+            if (at := expired_at(seen.entry.outcome)) is not None and self._is_settled(seen)
+        }
+        return there, expired
 
     def _send(self) -> None:
         settings, now = self._settings, time.time()

@@ -109,7 +109,7 @@ class Savepoints:
         """
         outcome: Outcome
         if time.time() > write.deadline:
-            outcome = Expired(epoch)
+            outcome = Expired(epoch, write.deadline)
             return outcome, self._wire.dump_outcome(outcome)
         raw = _raw(connection)
         session = WriteSession(self._engine_over(raw), expire_on_commit=False)

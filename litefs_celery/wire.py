@@ -101,9 +101,14 @@ class Refused:
 
 @dataclass(frozen=True)
 class Expired:
-    """The deadline had passed; the write did not run and never will."""
+    """
+    The ``deadline`` (Unix time) had passed: the write did not run, and by then never will.
+
+    Only who asks for it again under its id, with a later deadline, has it run.
+    """
 
     epoch: int = 0
+    deadline: float = field(default=0.0, compare=False)
 
 
 Outcome = Committed | Refused | Expired
@@ -139,6 +144,11 @@ def fingerprint(method: str, arguments: str) -> str:
     return hashlib.blake2b(text, digest_size=16).hexdigest()
 
 
+def expired_at(outcome: str) -> float | None:
+    """The deadline of an outcome's JSON text that says "expired"; None of any other."""
+    return float(json.loads(outcome)["expired"]) if outcome.startswith('{"expired"') else None
+
+
 class Wire:
     """Encodes and decodes values as JSON text, with ``codecs`` for what JSON does not know."""
 
@@ -170,7 +180,7 @@ class Wire:
         if isinstance(outcome, Refused):
             refusal = encode_exception(outcome.exception, self.dumps)
             return self.dumps({"refused": refusal}, "the error")
-        return '{"expired": true}'
+        return self.dumps({"expired": outcome.deadline}, "the deadline")
 
     def load_outcome(self, text: str, epoch: int) -> Outcome:
         """The outcome in ``text``; an exception is rebuilt as its own class where possible."""
@@ -179,7 +189,7 @@ class Wire:
             return Committed(data["committed"], epoch)
         if "refused" in data:
             return Refused(decode_exception(data["refused"]), epoch)
-        return Expired(epoch)
+        return Expired(epoch, float(data["expired"]))
 
     def _encode(self, value: Any, path: str) -> Any:
         if type(value) in _SCALARS or isinstance(value, _RICH):

@@ -23,6 +23,7 @@ LINES = 260
 LONGER = {
     "database": 420,
     "forward": 435,
+    "outbox": 265,
     "repository": 305,
     "consumer": 310,
 }

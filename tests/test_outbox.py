@@ -82,9 +82,9 @@ class Bench:
             raise self.broken
         self.sent += [write.id for write in writes]
 
-    def commit(self, write: Write) -> None:
-        """Leave the row that a committed write leaves."""
-        row = ledger.Entry(write.id, write.method, write.fingerprint, "{}", 1, time.time())
+    def commit(self, write: Write, outcome: str = "{}") -> None:
+        """Leave the row that a committed write leaves, or one with another outcome."""
+        row = ledger.Entry(write.id, write.method, write.fingerprint, outcome, 1, time.time())
         with self.engine.connect() as connection:
             ledger.record(connection, [row])
 
@@ -171,7 +171,7 @@ def test_a_full_outbox_refuses_and_keeps_what_it_has(tmp_path: Path) -> None:
         kept, refused = fill(small)
         assert "litefs_outbox_limit_bytes=100000" in str(refused)
         assert refused.write_id not in [write.id for write in kept]
-        assert small.waiting_ids(limit=1000) == [write.id for write in kept]
+        assert list(small.waiting(limit=1000)) == [write.id for write in kept]
         small.mark_seen([write.id for write in kept], "1")
         small.forget(seen_before=time.time() + 1, expired_before=0.0)
         small.add(a_write("x" * 5_000))
@@ -252,6 +252,34 @@ def test_a_lost_write_is_sent_past_its_deadline(bench: Bench) -> None:
     assert again.deadline > time.time() + SETTINGS.submit_timeout - 10
 
 
+def test_a_lost_write_that_expired_meanwhile_is_asked_for_again(bench: Bench) -> None:
+    """A stray copy that the new primary calls expired does not pass for the lost outcome."""
+    write = a_write(deadline=time.time() - 1)
+    bench.outbox.add(write)
+    bench.commit(write)
+    bench.resender.tend()
+    bench.roll_back(write, "n3")
+    bench.commit(write, f'{{"expired": {write.deadline}}}')
+    bench.resender.tend()
+    assert (bench.sent, bench.outbox.size()) == ([write.id], OutboxSize(waiting=1, seen=0))
+    bench.resender.tend()
+    assert bench.outbox.size() == OutboxSize(waiting=1, seen=0)
+    (again,) = bench.outbox.unseen(sent_before=time.time() + 1, limit=10)
+    assert again.deadline > time.time() + 1000
+
+
+def test_what_expired_is_kept_no_longer(bench: Bench) -> None:
+    """An outcome "expired" is the end: nobody was told anything that could be lost."""
+    first = a_write(deadline=time.time() + 1, order_key="cart")
+    second = a_write(order_key="cart")
+    bench.outbox.add(first)
+    assert bench.outbox.add(second, sent_at=time.time() - 10).after == first.id
+    bench.commit(first, f'{{"expired": {first.deadline}}}')
+    bench.resender.tend()
+    assert bench.outbox.size() == OutboxSize(waiting=1, seen=0)
+    assert bench.sent == [second.id]
+
+
 def test_synchronous_writes_are_kept_where_asked_for(tmp_path: Path) -> None:
     """With `litefs_outbox_keeps` at ``all`` a call is in the outbox before it is sent."""
     mount = tmp_path / "mount"
@@ -263,7 +291,7 @@ def test_synchronous_writes_are_kept_where_asked_for(tmp_path: Path) -> None:
         kept.forwarder.call(write, 0.3)
     # The worker of the node could have sent it meanwhile.
     assert told.value.may_have_been_sent is True
-    assert kept.parts.outbox.waiting_ids(limit=9) == [write.id]
+    assert list(kept.parts.outbox.waiting(limit=9)) == [write.id]
     kept.close()
 
 
