@@ -233,7 +233,9 @@ class PrimaryConsumer:
 
     def _finish(self) -> None:
         """Results, then events, then acknowledgements of the writes that are committed."""
+        db = self._db
         done: list[tuple[_Running, Outcome]] = []
+        failed: list[tuple[Write, str]] = []
         ended: list[_Taken] = []
         while self._done:
             future = self._done.popleft()
@@ -245,13 +247,15 @@ class PrimaryConsumer:
             if error := future.exception():
                 if not isinstance(error, OutOfTurn):  # its origin keeps it, and sends it again
                     taken.error = error
+                    failed.append((running.write, f"{error}; on node {db.settings.node}"))
             else:
                 done.append((running, future.result()))
             if not taken.left:
                 ended.append(taken)
         if done:
             self._commit_failures = 0
-        self._db.stored.keep([(running.write, outcome) for running, outcome in done])
+        db.stored.keep([(running.write, outcome) for running, outcome in done])
+        db.stored.note(failed)
         for running, outcome in done:
             self._telling.ended(running.write, outcome, time.monotonic() - running.started)
         acknowledge([taken.message for taken in ended if taken.error is None])

@@ -281,7 +281,8 @@ class LiteFSCelery:
         entry = self.parts.visibility.look_settled(write_id)
         if entry is not None:
             return self.wire.load_outcome(entry.outcome, entry.epoch)
-        return self.parts.stored.find([write_id]).get(write_id)
+        stored = self.parts.stored.find([write_id]).get(write_id)
+        return None if isinstance(stored, str) else stored
 
     def await_outcome(self, write_id: str, timeout: float) -> Any:
         """The value of a write once this node can read it; raises its exception, or times out."""

@@ -60,8 +60,8 @@ class Ways(Protocol):
     def sent(self, writes: Sequence[Write]) -> None:
         """The broker took these writes, which the outbox keeps."""
 
-    def find_stored(self, writes: Sequence[Write]) -> dict[str, Outcome]:
-        """What the result backend knows of these, by id; waits for it a short time at most."""
+    def find_stored(self, writes: Sequence[Write]) -> dict[str, Outcome | str]:
+        """What the result backend knows of these, by id; a text is why one is not committed."""
 
     def check_ready(self) -> None:
         """Raise unless the outcome of a write can become readable here."""
@@ -370,8 +370,10 @@ class Forwarder:
         for pending in asked:
             self._tell_what_is_known(pending, found.get(pending.write.id))
 
-    def _tell_what_is_known(self, pending: _Pending, stored: Outcome | None) -> None:
+    def _tell_what_is_known(self, pending: _Pending, stored: Outcome | str | None) -> None:
         write = pending.write
+        if isinstance(stored, str):
+            pending.problem = stored
         if isinstance(stored, Committed):
             self._fail(pending, self._not_yet_visible(write, stored))
         elif isinstance(stored, Refused | Expired):

@@ -128,7 +128,7 @@ class Parts:
         if self.outbox is not None:
             self.outbox.mark_sent([write.id for write in writes], time.time())
 
-    def find_stored(self, writes: Sequence[Write]) -> dict[str, Outcome]:
+    def find_stored(self, writes: Sequence[Write]) -> dict[str, Outcome | str]:
         """See `forward.Ways`."""
         return self.stored.find([write.id for write in writes])
 

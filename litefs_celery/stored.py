@@ -15,6 +15,7 @@ from .wire import Outcome, Refused, Wire, Write
 
 # Past its deadline nobody waits for a write, but its caller may still be about to look.
 EXPIRES_AFTER_DEADLINE = 60.0
+PROBLEM = "litefs_problem"
 
 
 class Stored:
@@ -37,7 +38,11 @@ class Stored:
             return
         try:
             if isinstance(backend, RedisBackend):
-                self._keep_in_redis(backend, done)
+                # The outcome itself as well: Celery's form of an exception is not ours.
+                self._keep_in_redis(backend, [
+                    (write, *self._result(outcome), {"litefs": self._encoded(outcome)})
+                    for write, outcome in done
+                ])
                 return
             for write, outcome in done:
                 backend.store_result(write.id, *self._result(outcome))
@@ -45,10 +50,31 @@ class Stored:
             ids = ", ".join(write.id for write, _ in done)
             observe.logger.warning("results could not be stored (%r): %s", error, ids)
 
-    def find(self, ids: Sequence[str]) -> dict[str, Outcome]:
-        """The outcomes known of ``ids``; what it does not know, or cannot be asked, is missing."""
+    def note(self, failed: Sequence[tuple[Write, str]]) -> None:
+        """Store why the primary could not commit these writes, which come again: no outcome."""
         backend = self._app.backend
-        found: dict[str, Outcome] = {}
+        if isinstance(backend, DisabledBackend) or not failed:
+            return
+        try:
+            kept: list[tuple[Write, Any, str, dict[str, Any]]] = [
+                (write, {PROBLEM: problem}, states.STARTED, {}) for write, problem in failed
+            ]
+            if isinstance(backend, RedisBackend):
+                self._keep_in_redis(backend, kept)
+                return
+            for write, result, state, _ in kept:
+                backend.store_result(write.id, result, state)
+        except Exception as error:  # noqa: BLE001 - each backend raises its own
+            observe.logger.warning("a problem could not be stored: %r", error)
+
+    def find(self, ids: Sequence[str]) -> dict[str, Outcome | str]:
+        """
+        The outcomes known of ``ids``; of those that could not be committed so far, a text why.
+
+        What it does not know, or cannot be asked, is missing.
+        """
+        backend = self._app.backend
+        found: dict[str, Outcome | str] = {}
         if isinstance(backend, DisabledBackend) or not ids:
             return found
         try:
@@ -66,7 +92,9 @@ class Stored:
         if client is not None:
             client.connection_pool.disconnect()
 
-    def _keep_in_redis(self, backend: Any, done: Sequence[tuple[Write, Outcome]]) -> None:
+    def _keep_in_redis(
+        self, backend: Any, kept: Sequence[tuple[Write, Any, str, dict[str, Any]]]
+    ) -> None:
         """
         Do what RedisBackend.store_result does (celery 5.6.3, 5.7.0), in one round trip for all.
 
@@ -75,16 +103,13 @@ class Stored:
         """
         pipe = self._redis(backend).pipeline(transaction=False)
         now = time.time()
-        for write, outcome in done:
-            result, state = self._result(outcome)
+        for write, result, state, more in kept:
             meta = backend._get_result_meta(
                 result=backend.encode_result(result, state), state=state, traceback=None,
                 request=None,
             )
-            # The outcome itself as well: Celery's form of an exception is not ours.
-            own = {"task_id": write.id, "litefs": self._encoded(outcome)}
             key = backend.get_key_for_task(write.id)
-            value = backend.encode({**meta, **own})
+            value = backend.encode({**meta, "task_id": write.id, **more})
             left = int(max(0.0, write.deadline - now) + EXPIRES_AFTER_DEADLINE)
             pipe.set(key, value, ex=left)
             pipe.publish(key, value)
@@ -116,8 +141,10 @@ class Stored:
     def _encoded(self, outcome: Outcome) -> list[Any]:
         return [self._wire.dump_outcome(outcome), outcome.epoch]
 
-    def _outcome(self, meta: dict[str, Any]) -> Outcome | None:
+    def _outcome(self, meta: dict[str, Any]) -> Outcome | str | None:
         result = meta.get("result")
+        if isinstance(result, dict) and PROBLEM in result:
+            return str(result[PROBLEM])
         own = meta.get("litefs") or (result.get("litefs") if isinstance(result, dict) else None)
         if own is not None:
             text, epoch = own

@@ -49,7 +49,7 @@ class Bench:
         self.told: list[str] = []
         self.messages: list[list[Write]] = []
         self.asked: list[list[str]] = []
-        self.stored: dict[str, Outcome] = {}
+        self.stored: dict[str, Outcome | str] = {}
         self.refuse: Callable[[], Exception | None] = lambda: None
         self.sending, self.go = threading.Event(), threading.Event()
         self.go.set()
@@ -81,7 +81,7 @@ class Bench:
         """Note what the outbox is told."""
         self.told += [write.id for write in writes]
 
-    def find_stored(self, writes: Sequence[Write]) -> dict[str, Outcome]:
+    def find_stored(self, writes: Sequence[Write]) -> dict[str, Outcome | str]:
         """Return what the result backend is said to hold."""
         self.asked.append([write.id for write in writes])
         return {write.id: self.stored[write.id] for write in writes if write.id in self.stored}
@@ -320,6 +320,15 @@ def test_what_the_result_backend_knows_is_told_at_the_deadline(bench: Bench) -> 
     assert futures[2].result(TIMEOUT) == Expired(1)
     assert isinstance(futures[3].exception(TIMEOUT), WriteTimeout)
     assert {write_id for asked in bench.asked for write_id in asked} == {w.id for w in writes}
+
+
+def test_what_hinders_the_primary_is_told_at_the_deadline(bench: Bench) -> None:
+    """A timeout says what kept the primary from committing, and that the outcome is unknown."""
+    write = bench.write(1)
+    bench.stored[write.id] = "the commit could not be confirmed: disk is full; on node n1"
+    future = bench.start(write, timeout=0.3)
+    with pytest.raises(WriteTimeout, match=r"is unknown.*disk is full; on node n1"):
+        future.result(TIMEOUT)
 
 
 def test_an_expired_write_is_an_error_of_its_call(bench: Bench) -> None:

@@ -476,6 +476,16 @@ def test_celery_reads_what_is_stored(stored: Stored, join: Join) -> None:
         result.get(timeout=TIMEOUT)
 
 
+def test_why_a_write_is_not_committed_is_no_outcome(stored: Stored, join: Join) -> None:
+    """What hinders the primary is found as a text, until the write has its outcome."""
+    one, node = a_write(), join("n9")
+    stored.note([(one, "database or disk is full")])
+    assert stored.find([one.id]) == {one.id: "database or disk is full"}
+    assert AsyncResult(one.id, app=node.db.app).state == states.STARTED
+    stored.keep([(one, Committed(1, 1))])
+    assert stored.find([one.id]) == {one.id: Committed(1, 1)}
+
+
 def test_keeping_an_outcome_warns_of_nothing(stored: Stored) -> None:
     """An application that makes warnings errors has its outcomes stored all the same."""
     one = a_write()
