@@ -133,6 +133,12 @@ class Outbox:
         )
         self._update(change, (deadline, deadline), ids)
 
+    def drop(self, ids: Sequence[str]) -> None:
+        """Keep them no more: they have had an outcome that left nothing to be made again."""
+        with self._transaction() as connection:
+            query = "DELETE FROM outbox WHERE write_id IN (SELECT value FROM json_each(?))"
+            connection.execute(query, (json.dumps(list(ids)),))
+
     def forget(self, *, seen_before: float, expired_before: float) -> list[str]:
         """
         Drop what was seen before that Unix time, and what expired before that one.

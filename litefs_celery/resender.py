@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
@@ -16,7 +17,7 @@ from .forward import Unsent
 from .ledger import Sighting, TermRow
 from .message import bundles
 from .outbox import Outbox
-from .wire import Write
+from .wire import Write, is_committed
 
 INTERVAL = 0.5  # how late an outcome is noticed; nobody waits for that
 FORGET_INTERVAL = 10.0
@@ -25,11 +26,21 @@ BATCH = 1_000
 NEW_TERM_DELAY = 2.0
 
 
+@dataclass(frozen=True)
+class _Looked:
+    """Ids with a row here, and of those that will last: committed, or refused or expired."""
+
+    there: set[str]
+    made: list[str]
+    ended: list[str]
+
+
 class Resender:
     """
     One thread of the node's worker that tends its outbox.
 
-    A write is sent again until its row can be read here, and kept for ``outbox_grace`` after.
+    A write is sent again until its row can be read here; one that is committed is kept for
+    ``outbox_grace`` after.
     A new term is the sign that another node won: what it does not have is sent again, under its
     id. ``is_settled`` tells whether a row will last beyond this node's own term. ``reader`` must
     open a connection for each look: SQLite keeps its pages while the file's change counter is
@@ -98,29 +109,36 @@ class Resender:
     def _see(self, connection: Connection, newest: TermRow) -> None:
         term = f"{newest.epoch} {newest.node} {newest.litefs_id} {newest.started_at}"
         waiting = self._outbox.waiting_ids(limit=BATCH)
-        _, found = self._look(connection, waiting)
-        self._outbox.mark_seen(found, term)
+        found = self._look(connection, waiting)
+        self._note(found, term)
         if term == self._term:
             return
         while ids := self._outbox.seen_under_another(term, limit=BATCH):
-            there, still = self._look(connection, ids)
-            self._outbox.mark_seen(still, term)
+            looked = self._look(connection, ids)
+            self._note(looked, term)
             # What is there but not settled yet is looked for, and sent, again; it is not lost.
-            lost = sorted(set(ids) - there)
+            lost = sorted(set(ids) - looked.there)
             if lost:
                 observe.emit(observe.WritesLost(self._database, newest.node, tuple(lost)))
             deadline = time.time() + self._settings.submit_timeout
-            self._outbox.mark_lost(sorted(set(ids) - set(still)), deadline)
-        left = [write_id for write_id in waiting if write_id not in set(found)]
+            self._outbox.mark_lost(sorted(set(ids) - set(looked.made + looked.ended)), deadline)
+        left = sorted(set(waiting) - set(found.made + found.ended))
         soon = time.time() - self._settings.outbox_resend_interval + NEW_TERM_DELAY
         self._outbox.hurry(left, soon)
         self._term = term
 
-    def _look(self, connection: Connection, ids: Sequence[str]) -> tuple[set[str], list[str]]:
-        """Which of ``ids`` have a row here, and which of those will last."""
+    def _note(self, looked: _Looked, term: str) -> None:
+        self._outbox.mark_seen(looked.made, term)
+        # Their callers may have been told so, and may have called again with a new id: sent
+        # again after a stale winner, they could take effect all the same.
+        self._outbox.drop(looked.ended)
+
+    def _look(self, connection: Connection, ids: Sequence[str]) -> _Looked:
         sightings = ledger.sight(connection, ids) if ids else []
-        settled = [seen.entry.write_id for seen in sightings if self._is_settled(seen)]
-        return {seen.entry.write_id for seen in sightings}, settled
+        looked = _Looked(there={seen.entry.write_id for seen in sightings}, made=[], ended=[])
+        for entry in (seen.entry for seen in sightings if self._is_settled(seen)):
+            (looked.made if is_committed(entry.outcome) else looked.ended).append(entry.write_id)
+        return looked
 
     def _send(self) -> None:
         settings, now = self._settings, time.time()

@@ -102,6 +102,11 @@ class Expired:
 Outcome = Committed | Refused | Expired
 
 
+def is_committed(text: str) -> bool:
+    """Whether the ``text`` of an outcome says committed; its value is not decoded."""
+    return text.startswith('{"committed"')
+
+
 def unwrap(outcome: Outcome, write: Write) -> Any:
     """The value of ``outcome``, or its exception raised."""
     if isinstance(outcome, Committed):
