@@ -484,6 +484,23 @@ def test_a_lost_term_fails_the_group(bench: Bench, records: list[observe.Record]
     assert bench.submit(write).result(TIMEOUT) == Committed(1, 2)
 
 
+def test_a_term_that_goes_on_sees_what_came_between(bench: Bench) -> None:
+    """Rolled back by another node's state under the same epoch, a write that comes again is made."""
+    before = bench.path.read_bytes()
+    write = bench.write("put", 1)
+    bench.submit(write).result(TIMEOUT)
+    bench.term.end("another is primary")
+    with bench.path.open("r+b") as file:  # as LiteFS does, behind SQLite
+        file.write(before)
+        file.truncate()
+    with bench.engines.setup.begin() as connection:  # the change counter is as it was
+        ledger.begin_term(connection, "n1", "A")
+    bench.term = Term(1, "n1", "A")
+    assert bench.submit(write).result(TIMEOUT) == Committed(1, 1)
+    assert bench.values() == [1]
+    assert write.id in bench.recorded()
+
+
 def test_an_unconfirmed_commit_is_not_acknowledged(bench: Bench) -> None:
     """A commit that cannot be confirmed fails its writes; a retry is answered by the ledger."""
     bench.unconfirmed = NotAcknowledged("/info does not say primary any more")
