@@ -197,6 +197,19 @@ def test_a_write_that_a_stale_winner_rolled_back_is_sent_again(bench: Bench) -> 
     assert bench.outbox.size() == OutboxSize(waiting=1, seen=1)
 
 
+def test_a_winner_that_begins_no_term_is_noticed(bench: Bench) -> None:
+    """Lost to a node that left no row of its own, it is sent once the term before goes on."""
+    write = a_write()
+    bench.outbox.add(write)
+    bench.commit(write)
+    bench.resender.tend()
+    with bench.engine.connect() as connection:
+        connection.exec_driver_sql(f"DELETE FROM {ledger.LEDGER}")
+        ledger.begin_term(connection, "n1", "id1")
+    bench.resender.tend()
+    assert bench.sent == [write.id]
+
+
 def test_a_lost_write_is_sent_past_its_deadline(bench: Bench) -> None:
     """What was made once and told so is made again, also where its deadline has passed since."""
     write = a_write(deadline=time.time() + 0.2)
