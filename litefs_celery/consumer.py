@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from celery.utils.saferepr import saferepr
-from kombu import Connection, Consumer, Queue
+from kombu import Connection, Consumer
 from kombu.message import Message
 
 from . import observe
 from .detector import Term
 from .message import writes_in
 from .redis_queue import Popped, acknowledge, keep_client, restore_unacknowledged
+from .rejected import Rejected
 from .tasks import connection_for, primary_queue
 from .telling import Telling
 from .wire import Outcome, Write
@@ -74,6 +75,7 @@ class PrimaryConsumer:
         self._broker_failures = 0
         self._commit_failures = 0
         self._popped = Popped()
+        self._rejected = Rejected(db.name, db.settings, self._queue.name)
 
     def start(self) -> None:
         """Start the thread; idempotent."""
@@ -126,6 +128,7 @@ class PrimaryConsumer:
             keep_client(channel)
             self._popped.watch(channel)
             self._telling.through(connection)
+            self._rejected.through(connection)
             consumer = Consumer(
                 channel, [self._queue], on_message=self._receive, accept=["json"],
                 prefetch_count=db.settings.prefetch_limit, on_decode_error=self._undecodable,
@@ -175,14 +178,16 @@ class PrimaryConsumer:
             return False
         except Exception as error:
             popped = self._popped
-            if not popped.holds or popped.is_message(connection.default_channel):
+            # Else it was the connection. How deep JSON may be nested differs from call to call.
+            own = isinstance(error, RecursionError)
+            if not popped.holds or (not own and popped.is_message(connection.default_channel)):
                 raise
-            self._set_aside(popped.take(), f"no message of kombu's: {saferepr(error)}")
+            self._rejected.keep(popped.take(), f"no message of kombu's: {saferepr(error)}")
         return True
 
     def _undecodable(self, message: Message, error: Exception) -> None:
         self._popped.take()
-        self._set_aside(_describe(message), f"it cannot be decoded: {saferepr(error)}")
+        self._rejected.keep(_describe(message), f"it cannot be decoded: {saferepr(error)}")
         message.ack()
 
     def _receive(self, message: Message) -> None:
@@ -191,7 +196,7 @@ class PrimaryConsumer:
         try:
             writes = writes_in(message.headers or {}, message.payload)
         except Exception as error:  # noqa: BLE001 - decoding anything may raise anything
-            self._set_aside(_describe(message), str(error))
+            self._rejected.keep(_describe(message), str(error))
             message.ack()
             return
         if term is None:
@@ -257,17 +262,6 @@ class PrimaryConsumer:
             if not self._running and time.monotonic() > read_until:
                 break
         return None
-
-    def _set_aside(self, content: Any, reason: str) -> None:
-        queue = self._db.settings.rejected_queue
-        observe.emit(observe.MessageSetAside(self._db.name, self._queue.name, reason))
-        try:
-            with connection_for(
-                self._db.app, timeout=self._db.settings.broker_timeout
-            ) as connection, connection.SimpleQueue(Queue(queue, "", queue)) as simple:
-                simple.put({"reason": reason, "queue": self._queue.name, "message": repr(content)})
-        except Exception:  # noqa: BLE001 - the queue must go on; it is logged whole
-            observe.logger.exception("could not set a message aside (%s): %r", reason, content)
 
 
 def _back_off(failures: int) -> float:
