@@ -485,7 +485,7 @@ def test_a_lost_term_fails_the_group(bench: Bench, records: list[observe.Record]
 
 
 def test_a_term_that_goes_on_sees_what_came_between(bench: Bench) -> None:
-    """Rolled back by another node's state under the same epoch, a write that comes again is made."""
+    """Rolled back by another's state under the same epoch, a write that comes again is made."""
     before = bench.path.read_bytes()
     write = bench.write("put", 1)
     bench.submit(write).result(TIMEOUT)
