@@ -291,4 +291,4 @@ def _is_committed(outcome: str) -> bool:
 
 
 Model.TestCase.settings = SETTINGS
-TestModel = pytest.mark.timeout(3600 if EXAMPLES else 300)(Model.TestCase)
+TestModel = pytest.mark.timeout(7200 if EXAMPLES else 600)(Model.TestCase)

@@ -25,7 +25,7 @@ from worker.fleet import RedisServer, wait_until
 QUEUE = "litefs-primary"
 SEED = int(os.environ.get("FUZZ_SEED", "1"))
 # Half are surely no writes; one in fifty more is a write.
-ITEMS = int(os.environ.get("FUZZ_ITEMS", "50000"))
+ITEMS = int(os.environ.get("FUZZ_ITEMS", "40000"))
 BATCH = 500
 PATIENCE = 600.0  # seconds; a deadline, not a pause
 MEMORY_LIMIT = 150_000_000  # bytes more than before
@@ -89,6 +89,7 @@ def is_idle(client: Any) -> bool:
     return (client.llen(QUEUE), client.hlen(f"{QUEUE}-unacked")) == (0, 0)
 
 
+@pytest.mark.timeout(900)
 def test_only_writes_run(redis: tuple[RedisServer, Any], tmp_path: Path) -> None:
     """Of tens of thousands of items each valid write runs once, and all else is set aside."""
     print(f"FUZZ_SEED={SEED}")
@@ -134,6 +135,7 @@ def check(path: Path, garbage: Garbage, found: Counter[str]) -> None:
     assert set(found.values()) == {1}
 
 
+@pytest.mark.timeout(900)
 def test_a_worker_outlives_it(tmp_path: Path) -> None:
     """A worker's process stays the same, small and at work, whatever its queue brings."""
     print(f"FUZZ_SEED={SEED}")
