@@ -18,7 +18,7 @@ from .config import Settings
 from .detector import Term
 from .engines import LOGIC, LOST, ONE_MAY_CAUSE, Engines, primary_code
 from .errors import NotAcknowledged
-from .group import Group, GroupRunner, Job, out_of_turn
+from .group import Group, GroupRunner, Job
 from .savepoint import RunMethod, Savepoints, TransactionEnded
 from .wire import Outcome, Wire, Write
 
@@ -72,7 +72,7 @@ class Committer:
         self._committed: queue.SimpleQueue[Group | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
-        self._epoch = 0
+        self._term: Term | None = None
         self._pruned_at = -math.inf
 
     def submit(self, write: Write, term: Term) -> Future[Outcome]:
@@ -186,16 +186,18 @@ class Committer:
         lost = next((job.term for job in group if not job.term.held), None)
         if lost is not None:
             raise NotAcknowledged(f"the term {lost.epoch} ended: {lost.reason}")
-        if term.epoch != self._epoch:
+        if term is not self._term:
             # A connection opened while the node was a replica stays read-only (litefs 0.5.14).
+            # Nor does one last into a term that goes on under its epoch: another node's state may
+            # have come between, and SQLite keeps its pages where the change counter is the same.
             self._engines.writer.dispose()
-            self._epoch = term.epoch
+            self._term = term
         with self._engines.writer.begin() as connection:
             self._prune(connection)
             committed = Group(term, started)
             self._runner.run(connection, group, committed)
-        for job in committed.early:
-            job.future.set_exception(out_of_turn(job.write))
+        for job, error in committed.unanswered:
+            job.future.set_exception(error)
         if committed.jobs:
             self._committed.put(committed)
 

@@ -53,6 +53,8 @@ class Settings:
     """Each node consumes this prefix followed by its name."""
     rejected_queue: str = "litefs-rejected"
     """Where messages are set aside that are no writes, or not signed as they must be."""
+    rejected_limit: int = 1_000
+    """Most messages kept there, the newest (on Redis; elsewhere the broker's own limits hold)."""
     write_timeout: float = 30.0
     """How long a synchronous write waits: longer than the 22 s a LiteFS failover takes."""
     submit_timeout: float = 3600.0

@@ -15,10 +15,10 @@ from kombu.message import Message
 
 from . import observe
 from .detector import Term
-from .errors import OutOfTurn
+from .errors import OutcomeUnreadable, OutOfTurn
 from .message import writes_in
 from .redis_queue import Popped, acknowledge, keep_client, restore_unacknowledged
-from .rejected import set_aside
+from .rejected import Rejected
 from .tasks import connection_for, primary_queue
 from .telling import Telling
 from .wire import Outcome, Write
@@ -79,6 +79,7 @@ class PrimaryConsumer:
         self._broker_failures = 0
         self._commit_failures = 0
         self._popped = Popped()
+        self._rejected = Rejected(db.name, db.settings, self._queue.name)
 
     def start(self) -> None:
         """Start the thread; idempotent."""
@@ -151,6 +152,7 @@ class PrimaryConsumer:
             keep_client(channel)
             self._popped.watch(channel)
             self._telling.through(connection)
+            self._rejected.through(connection)
             consumer = Consumer(
                 channel, [self._queue], on_message=self._receive, accept=["json"],
                 prefetch_count=db.settings.prefetch_limit, on_decode_error=self._undecodable,
@@ -201,14 +203,16 @@ class PrimaryConsumer:
             return False
         except Exception as error:
             popped = self._popped
-            if not popped.holds or popped.is_message(connection.default_channel):
+            # Else it was the connection. How deep JSON may be nested differs from call to call.
+            own = isinstance(error, RecursionError)
+            if not popped.holds or (not own and popped.is_message(connection.default_channel)):
                 raise
-            self._set_aside(popped.take(), f"no message of kombu's: {saferepr(error)}")
+            self._rejected.keep(popped.take(), f"no message of kombu's: {saferepr(error)}")
         return True
 
     def _undecodable(self, message: Message, error: Exception) -> None:
         self._popped.take()
-        self._set_aside(_describe(message), f"it cannot be decoded: {saferepr(error)}")
+        self._rejected.keep(_describe(message), f"it cannot be decoded: {saferepr(error)}")
         message.ack()
 
     def _receive(self, message: Message) -> None:
@@ -218,7 +222,7 @@ class PrimaryConsumer:
             signer = self._db.parts.signer
             writes = writes_in(message.headers or {}, message.payload, signer)
         except Exception as error:  # noqa: BLE001 - decoding anything may raise anything
-            self._set_aside(_describe(message), str(error))
+            self._rejected.keep(_describe(message), str(error))
             message.ack()
             return
         if term is None:
@@ -245,7 +249,8 @@ class PrimaryConsumer:
             taken = running.taken
             taken.left -= 1
             if error := future.exception():
-                if not isinstance(error, OutOfTurn):  # its origin keeps it, and sends it again
+                # Of these two its origin sends the one again, and can read the other's row.
+                if not isinstance(error, OutOfTurn | OutcomeUnreadable):
                     taken.error = error
                     failed.append((running.write, f"{error}; on node {db.settings.node}"))
             else:
@@ -292,9 +297,6 @@ class PrimaryConsumer:
             if time.monotonic() > read_until:
                 break
         return None
-
-    def _set_aside(self, content: Any, reason: str) -> None:
-        set_aside(self._db, self._queue.name, content, reason)
 
 
 def _back_off(failures: int) -> float:

@@ -39,7 +39,7 @@ from .litefs import LiteFSNode, Position
 from .message import HEADER, writes_in
 from .methods import SHOWN_LIMIT, Method, Write_
 from .parts import Parts
-from .rejected import set_aside
+from .rejected import Rejected
 from .roles import Kind, Role
 from .savepoint import refuse_inside_write
 from .standalone import stands_alone
@@ -398,7 +398,8 @@ class LiteFSCelery:
             writes = writes_in(headers, [arguments], self.parts.signer)
         except ValueError as error:
             source = (request.delivery_info or {}).get("routing_key", "")
-            set_aside(self, source, {"headers": headers, "body": arguments}, str(error))
+            rejected = Rejected(self.name, self.settings, source)
+            rejected.keep_alone(self.app, {"headers": headers, "body": arguments}, str(error))
         else:
             self.parts.publish(writes)
 

@@ -20,7 +20,8 @@ LiteFSCeleryError
     ├── WriteTimeout               outcome unknown: ask outcome(write_id) later
     ├── NotYetVisible              committed on the primary, not readable on this node yet
     └── NotAcknowledged            internal: a group's commit could not be confirmed
-        └── OutOfTurn              internal: the write that must come before it has no outcome yet
+        ├── OutOfTurn              internal: the write that must come before it has no outcome yet
+        └── OutcomeUnreadable      internal: it has an outcome, which this node cannot decode
 """
 
 from __future__ import annotations
@@ -137,3 +138,7 @@ class NotAcknowledged(WriteError):
 
 class OutOfTurn(NotAcknowledged):
     """It arrived before the write that it must come after, and did not run; it comes again."""
+
+
+class OutcomeUnreadable(NotAcknowledged):
+    """It came again, and the outcome in its row cannot be decoded here; its caller reads it."""

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from . import ledger, observe
 from .detector import Term
-from .errors import OutOfTurn
+from .errors import NotAcknowledged, OutcomeUnreadable, OutOfTurn
 from .savepoint import Savepoints
 from .wire import Outcome, Refused, Wire, Write, conflict
 
@@ -28,13 +28,13 @@ class Job:
 
 @dataclass
 class Group:
-    """What one commit holds: ``jobs`` with their ``outcomes``; ``early`` could not run yet."""
+    """What one commit holds: ``jobs`` with their ``outcomes``, and those that have none of it."""
 
     term: Term
     started: float
     jobs: list[Job] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
-    early: list[Job] = field(default_factory=list)
+    unanswered: list[tuple[Job, NotAcknowledged]] = field(default_factory=list)
     duplicates: int = 0
 
     def add(self, job: Job, outcome: Outcome) -> None:
@@ -64,7 +64,7 @@ class GroupRunner:
             if len(left) == len(early):
                 break
             early = left  # what they wait for may have come after them in this group
-        group.early = early
+        group.unanswered += [(job, _out_of_turn(job.write)) for job in early]
         group.duplicates = len(group.jobs) - len(self._fresh)
         ledger.forget(connection, [write_id for write_id in self._fresh if write_id in found])
         ledger.record(connection, self._fresh.values())
@@ -77,7 +77,7 @@ class GroupRunner:
             # It expired, and its origin asks for it all the same: with a later deadline.
             entry.matches(write) and entry.expired_before(write.deadline)
         ):
-            group.add(job, self._answer(entry, write))
+            self._answer(entry, job, group)
             return True
         if self._is_early(write):
             return False
@@ -96,14 +96,28 @@ class GroupRunner:
         had_its_turn = before is not None and not before.expired_before(math.inf)
         return bool(write.after) and not had_its_turn and time.time() < write.deadline
 
-    def _answer(self, entry: ledger.Entry, write: Write) -> Outcome:
+    def _answer(self, entry: ledger.Entry, job: Job, group: Group) -> None:
+        write = job.write
         if not entry.matches(write):
-            return Refused(conflict(write), entry.epoch)
+            group.add(job, Refused(conflict(write), entry.epoch))
+            return
         observe.emit(observe.DuplicateAnswered(self._database, write.id, write.method))
-        return self._wire.load_outcome(entry.outcome, entry.epoch)
+        try:
+            group.add(job, self._wire.load_outcome(entry.outcome, entry.epoch))
+        except Exception as error:  # noqa: BLE001 - of a class that a deploy took away, perhaps
+            # The others of the group must not fail with it, at every redelivery.
+            group.unanswered.append((job, _unreadable(write, error)))
 
 
-def out_of_turn(write: Write) -> OutOfTurn:
+def _unreadable(write: Write, error: Exception) -> OutcomeUnreadable:
+    return OutcomeUnreadable(
+        f"{write.method} [{write.id}] has its outcome, which cannot be decoded here: {error!r}",
+        write.id,
+        write.method,
+    )
+
+
+def _out_of_turn(write: Write) -> OutOfTurn:
     """The error of a write that cannot run before another."""
     return OutOfTurn(
         f"{write.method} [{write.id}] must come after {write.after}, which has no outcome yet; "

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection, text
 
@@ -53,8 +54,9 @@ _NEWEST_TERM = text(
 _BEGIN_TERM = text(
     f"INSERT INTO {TERMS} (node, litefs_id, started_at) VALUES (:node, :litefs_id, :started_at)"
 )
-# Twice: SQLite writes no page for an UPDATE that changes nothing (3.40.1), and then the commit
-# proves nothing and meets no error.
+# Always another time: SQLite writes no page for an UPDATE that changes nothing (3.40.1), and then
+# the commit proves nothing and meets no error. And it is how replicas notice that a node without
+# a worker, which leaves no row, may have been primary in between.
 _CONTINUE_TERM = text(f"UPDATE {TERMS} SET started_at = :started_at WHERE epoch = :epoch")
 # Looks at the oldest :limit rows only: without that, a ledger with nothing to prune would be
 # read from end to end under the write lock.
@@ -158,15 +160,15 @@ def begin_term(connection: Connection, node: str, litefs_id: str) -> TermRow:
     Write this node's row into the tracking table, inside the caller's write transaction.
 
     The commit is the arbiter: only the true primary can make it. A term that this start of
-    LiteFS has begun already, with nobody after it, goes on under its epoch; its row is written
-    again all the same.
+    LiteFS has begun already, with nobody after it, goes on under its epoch, with a later
+    ``started_at``.
     """
     create(connection)
     newest = newest_term(connection)
     if newest is not None and (newest.node, newest.litefs_id) == (node, litefs_id):
-        for started_at in (newest.started_at + 1.0, newest.started_at):
-            connection.execute(_CONTINUE_TERM, {"epoch": newest.epoch, "started_at": started_at})
-        return newest
+        later = max(time.time(), math.nextafter(newest.started_at, math.inf))
+        connection.execute(_CONTINUE_TERM, {"epoch": newest.epoch, "started_at": later})
+        return replace(newest, started_at=later)
     parameters = {"node": node, "litefs_id": litefs_id, "started_at": time.time()}
     epoch = connection.execute(_BEGIN_TERM, parameters).lastrowid
     return TermRow(epoch, node, litefs_id, parameters["started_at"])  # type: ignore[arg-type]

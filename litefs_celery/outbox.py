@@ -125,14 +125,15 @@ class Outbox:
             for entry, text, after in rows
         ]
 
-    def waiting(self, *, limit: int) -> dict[str, float]:
-        """The writes without an outcome here, the oldest first: their deadlines by id."""
+    def waiting(self, *, limit: int) -> dict[str, tuple[float, str]]:
+        """The writes without an outcome here, oldest first: deadline and fingerprint by id."""
         with self._transaction() as connection:
             rows = connection.execute(
-                "SELECT write_id, deadline FROM outbox WHERE seen_at IS NULL ORDER BY seq LIMIT ?",
+                "SELECT write_id, deadline, json_extract(header, '$.fingerprint') FROM outbox "
+                "WHERE seen_at IS NULL ORDER BY seq LIMIT ?",
                 (limit,),
             )
-            return dict(rows.fetchall())
+            return {write_id: (deadline, mark) for write_id, deadline, mark in rows}
 
     def seen_under_another(self, term: str, *, limit: int) -> list[str]:
         """Ids of the kept writes that were last seen under another term."""
@@ -162,7 +163,7 @@ class Outbox:
         self._hurry_next(ids)
 
     def drop(self, ids: Sequence[str]) -> None:
-        """Keep them no longer: they expired, nobody was told anything else."""
+        """Keep them no more: they have had an outcome that left nothing to be made again."""
         self._hurry_next(ids)
         with self._transaction() as connection:
             connection.execute(

@@ -9,7 +9,7 @@ from typing import Any
 from kombu.message import Message
 from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
-from kombu.utils.json import loads
+from kombu.utils.json import dumps, loads
 
 
 def keep_client(channel: Any) -> None:
@@ -67,12 +67,15 @@ class Popped:
         return item
 
     def is_message(self, channel: Any) -> bool:
-        """Whether kombu can make a message of the item: then what failed was the connection."""
+        """Whether kombu can make a message of the item and note it as unacknowledged."""
         try:
             message = channel.Message(loads(bytes_to_str(self._item)), channel=channel)
+            delivery = message.delivery_info
+            dumps([message._raw, delivery["exchange"], delivery["routing_key"]])
+            message.delivery_tag.encode()  # a field's name in Redis
         except Exception:  # noqa: BLE001 - decoding anything may raise anything
             return False
-        return isinstance(message.delivery_tag, str)
+        return True
 
     def put_back(self, channel: Any, queue: str) -> None:
         """Put the item, if there is one, where it is popped next."""
@@ -80,6 +83,14 @@ class Popped:
             with channel.conn_or_acquire() as client:
                 client.rpush(queue, self._item)
             self._item = None
+
+
+def trim(channel: Any, queue: str, limit: int) -> None:
+    """Let only the newest ``limit`` messages stay in ``queue``, where the broker is Redis."""
+    if hasattr(channel.qos, "restore_by_tag"):
+        with channel.conn_or_acquire() as client:
+            # kombu adds the prefix to most commands, not to this one (5.6.2, 5.7.0).
+            client.ltrim(f"{channel.global_keyprefix}{queue}", 0, limit - 1)
 
 
 def acknowledge(messages: list[Message]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
@@ -13,10 +15,10 @@ from . import ledger, observe
 from .config import Settings
 from .errors import LiteFSCeleryError
 from .forward import Unsent
-from .ledger import Sighting, TermRow
+from .ledger import Entry, Sighting, TermRow
 from .message import bundles
 from .outbox import Outbox
-from .wire import Write, expired_at
+from .wire import Write, is_committed
 
 INTERVAL = 0.5  # how late an outcome is noticed; nobody waits for that
 FORGET_INTERVAL = 10.0
@@ -25,11 +27,22 @@ BATCH = 1_000
 NEW_TERM_DELAY = 2.0
 
 
+@dataclass(frozen=True)
+class _Looked:
+    """Ids with a row here; of those rows that will last, which say what."""
+
+    there: set[str]
+    made: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    expired: list[Entry] = field(default_factory=list)
+
+
 class Resender:
     """
     One thread of the node's worker that tends its outbox.
 
-    A write is sent again until its row can be read here, and kept for ``outbox_grace`` after.
+    A write is sent again until its row can be read here; one that is committed is kept for
+    ``outbox_grace`` after.
     A new term is the sign that another node won: what it does not have is sent again, under its
     id. ``is_settled`` tells whether a row will last beyond this node's own term. ``reader`` must
     open a connection for each look: SQLite keeps its pages while the file's change counter is
@@ -98,43 +111,48 @@ class Resender:
     def _see(self, connection: Connection, newest: TermRow) -> None:
         term = f"{newest.epoch} {newest.node} {newest.litefs_id} {newest.started_at}"
         waiting = self._outbox.waiting(limit=BATCH)
-        there, expired = self._look(connection, list(waiting))
-        found = [write_id for write_id in there if there[write_id] and write_id not in expired]
-        self._outbox.mark_seen(found, term)
-        # Not what was lost, and is now asked for with a later deadline: see `Outbox.mark_lost`.
-        over = [write_id for write_id, at in expired.items() if at >= waiting[write_id]]
-        if over:
-            self._outbox.drop(over)
+        found = self._look(connection, list(waiting))
+        # What was lost is asked for with a later deadline than that which expired: it is to run.
+        over = [
+            entry.write_id
+            for entry in found.expired
+            for deadline, fingerprint in [waiting[entry.write_id]]
+            if not (entry.expired_before(deadline) and entry.fingerprint == fingerprint)
+        ]
+        self._outbox.mark_seen(found.made, term)
+        # Their callers may have been told so, and may have called again with a new id: sent
+        # again after a stale winner, they could take effect all the same.
+        self._outbox.drop(found.refused + over)
         if term == self._term:
             return
         while ids := self._outbox.seen_under_another(term, limit=BATCH):
-            there, expired = self._look(connection, ids)
-            still = [write_id for write_id in there if there[write_id] and write_id not in expired]
-            self._outbox.mark_seen(still, term)
+            looked = self._look(connection, ids)
+            self._outbox.mark_seen(looked.made, term)
+            self._outbox.drop(looked.refused)
             # What is there but not settled yet is looked for, and sent, again; it is not lost. What
-            # had another outcome before, and has expired since, is.
-            lost = sorted(set(ids) - (set(there) - set(expired)))
+            # was committed, and is refused or expired now, is: another copy of it came late.
+            late = {*looked.refused, *(entry.write_id for entry in looked.expired)}
+            lost = sorted(set(ids) - looked.there | late)
             if lost:
                 observe.emit(observe.WritesLost(self._database, newest.node, tuple(lost)))
             deadline = time.time() + self._settings.submit_timeout
-            self._outbox.mark_lost(sorted(set(ids) - set(still)), deadline)
-        left = [write_id for write_id in waiting if write_id not in {*found, *over}]
+            self._outbox.mark_lost(sorted(set(ids) - {*looked.made, *looked.refused}), deadline)
+        left = sorted(set(waiting) - {*found.made, *found.refused, *over})
         soon = time.time() - self._settings.outbox_resend_interval + NEW_TERM_DELAY
         self._outbox.hurry(left, soon)
         self._term = term
 
-    def _look(
-        self, connection: Connection, ids: Sequence[str]
-    ) -> tuple[dict[str, bool], dict[str, float]]:
-        """Which of ``ids`` have a row here and whether it will last; which expired, and when."""
+    def _look(self, connection: Connection, ids: Sequence[str]) -> _Looked:
         sightings = ledger.sight(connection, ids) if ids else []
-        there = {seen.entry.write_id: self._is_settled(seen) for seen in sightings}
-        expired = {
-            seen.entry.write_id: at
-            for seen in sightings
-            if (at := expired_at(seen.entry.outcome)) is not None and self._is_settled(seen)
-        }
-        return there, expired
+        looked = _Looked(there={seen.entry.write_id for seen in sightings})
+        for entry in (seen.entry for seen in sightings if self._is_settled(seen)):
+            if is_committed(entry.outcome):
+                looked.made.append(entry.write_id)
+            elif entry.expired_before(math.inf):
+                looked.expired.append(entry)
+            else:
+                looked.refused.append(entry.write_id)
+        return looked
 
     def _send(self) -> None:
         settings, now = self._settings, time.time()

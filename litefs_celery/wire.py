@@ -114,6 +114,11 @@ class Expired:
 Outcome = Committed | Refused | Expired
 
 
+def is_committed(text: str) -> bool:
+    """Whether the ``text`` of an outcome says committed; its value is not decoded."""
+    return text.startswith('{"committed"')
+
+
 def unwrap(outcome: Outcome, write: Write) -> Any:
     """The value of ``outcome``, or its exception raised."""
     if isinstance(outcome, Committed):
@@ -189,7 +194,9 @@ class Wire:
             return Committed(data["committed"], epoch)
         if "refused" in data:
             return Refused(decode_exception(data["refused"]), epoch)
-        return Expired(epoch, float(data["expired"]))
+        if "expired" in data:
+            return Expired(epoch, float(data["expired"]))
+        raise RemoteError(f"cannot decode an outcome of {[*data]}: another version wrote it")
 
     def _encode(self, value: Any, path: str) -> Any:
         if type(value) in _SCALARS or isinstance(value, _RICH):

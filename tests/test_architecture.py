@@ -25,6 +25,7 @@ LONGER = {
     "forward": 435,
     "outbox": 265,
     "repository": 305,
+    "wire": 265,
     "consumer": 310,
 }
 

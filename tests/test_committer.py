@@ -20,7 +20,13 @@ from litefs_celery.committer import PRUNE_BATCH, Committer
 from litefs_celery.config import Settings
 from litefs_celery.detector import Term
 from litefs_celery.engines import Engines
-from litefs_celery.errors import MethodMisuse, NotAcknowledged, OutOfTurn, WriteConflict
+from litefs_celery.errors import (
+    MethodMisuse,
+    NotAcknowledged,
+    OutcomeUnreadable,
+    OutOfTurn,
+    WriteConflict,
+)
 from litefs_celery.savepoint import current_session
 from litefs_celery.wire import Committed, Expired, Outcome, Refused, Wire, Write
 
@@ -519,6 +525,19 @@ def test_an_expired_write_waits_for_no_turn(bench: Bench) -> None:
     assert isinstance(bench.submit(late).result(TIMEOUT), Expired)
 
 
+def test_an_outcome_that_cannot_be_decoded_harms_no_other(bench: Bench) -> None:
+    """A write that comes again with such a row does not run, and its group is committed."""
+    write = bench.write("put", 1)
+    bench.submit(write).result(TIMEOUT)
+    with closing(sqlite3.connect(bench.path)) as connection, connection:
+        odd = '{"committed": {"__litefs__": "gone.Mood", "v": 1}}'
+        connection.execute(f"UPDATE {ledger.LEDGER} SET outcome = ?", (odd,))
+    again, other = bench.group(write, bench.write("put", 2))
+    assert isinstance(failure(again), OutcomeUnreadable)
+    assert other.result(TIMEOUT).value == 2
+    assert (bench.values(), bench.ran.count(write.id)) == ([1, 2], 1)
+
+
 def test_a_lost_term_fails_the_group(bench: Bench, records: list[observe.Record]) -> None:
     """Under a term that has ended nothing runs and nothing is recorded; the next term does."""
     bench.term.end("another is primary")
@@ -529,6 +548,23 @@ def test_a_lost_term_fails_the_group(bench: Bench, records: list[observe.Record]
     assert any(isinstance(one, observe.GroupFailed) for one in records)
     bench.term = Term(2, "n1", "A")
     assert bench.submit(write).result(TIMEOUT) == Committed(1, 2)
+
+
+def test_a_term_that_goes_on_sees_what_came_between(bench: Bench) -> None:
+    """Rolled back by another's state under the same epoch, a write that comes again is made."""
+    before = bench.path.read_bytes()
+    write = bench.write("put", 1)
+    bench.submit(write).result(TIMEOUT)
+    bench.term.end("another is primary")
+    with bench.path.open("r+b") as file:  # as LiteFS does, behind SQLite
+        file.write(before)
+        file.truncate()
+    with bench.engines.setup.begin() as connection:  # the change counter is as it was
+        ledger.begin_term(connection, "n1", "A")
+    bench.term = Term(1, "n1", "A")
+    assert bench.submit(write).result(TIMEOUT) == Committed(1, 1)
+    assert bench.values() == [1]
+    assert write.id in bench.recorded()
 
 
 def test_an_unconfirmed_commit_is_not_acknowledged(bench: Bench) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -99,7 +100,9 @@ def test_a_row_matches_its_own_write_only() -> None:
 def test_the_same_start_of_litefs_goes_on_under_its_epoch(connection: Connection) -> None:
     """The same node and the same start of LiteFS keep their epoch; any other begins a new one."""
     first = ledger.begin_term(connection, "a", "id1")
-    assert ledger.begin_term(connection, "a", "id1") == first
+    going_on = ledger.begin_term(connection, "a", "id1")
+    assert going_on == replace(first, started_at=going_on.started_at)
+    assert going_on.started_at > first.started_at
     restarted = ledger.begin_term(connection, "a", "id2")
     other = ledger.begin_term(connection, "b", "id2")
     back = ledger.begin_term(connection, "a", "id1")
@@ -117,10 +120,11 @@ def test_a_term_that_goes_on_is_written(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "app.db")) as other:
         before = other.execute(version).fetchone()
         with engine.begin() as connection:
-            assert ledger.begin_term(connection, "a", "id1") == first
+            going_on = ledger.begin_term(connection, "a", "id1")
         assert other.execute(version).fetchone() != before
         with engine.connect() as connection:
-            assert ledger.newest_term(connection) == first
+            assert ledger.newest_term(connection) == going_on
+        assert going_on.epoch == first.epoch
     engine.dispose()
 
 

@@ -82,7 +82,7 @@ class Bench:
             raise self.broken
         self.sent += [write.id for write in writes]
 
-    def commit(self, write: Write, outcome: str = "{}") -> None:
+    def commit(self, write: Write, outcome: str = '{"committed": null}') -> None:
         """Leave the row that a committed write leaves, or one with another outcome."""
         row = ledger.Entry(write.id, write.method, write.fingerprint, outcome, 1, time.time())
         with self.engine.connect() as connection:
@@ -237,6 +237,19 @@ def test_a_write_that_a_stale_winner_rolled_back_is_sent_again(bench: Bench) -> 
     assert bench.outbox.size() == OutboxSize(waiting=1, seen=1)
 
 
+def test_a_winner_that_begins_no_term_is_noticed(bench: Bench) -> None:
+    """Lost to a node that left no row of its own, it is sent once the term before goes on."""
+    write = a_write()
+    bench.outbox.add(write)
+    bench.commit(write)
+    bench.resender.tend()
+    with bench.engine.connect() as connection:
+        connection.exec_driver_sql(f"DELETE FROM {ledger.LEDGER}")
+        ledger.begin_term(connection, "n1", "id1")
+    bench.resender.tend()
+    assert bench.sent == [write.id]
+
+
 def test_a_lost_write_is_sent_past_its_deadline(bench: Bench) -> None:
     """What was made once and told so is made again, also where its deadline has passed since."""
     write = a_write(deadline=time.time() + 0.2)
@@ -278,6 +291,17 @@ def test_what_expired_is_kept_no_longer(bench: Bench) -> None:
     bench.resender.tend()
     assert bench.outbox.size() == OutboxSize(waiting=1, seen=0)
     assert bench.sent == [second.id]
+@pytest.mark.parametrize("outcome", ['{"refused": {}}', '{"expired": 2e10}'])
+def test_what_had_no_effect_is_not_made_again(bench: Bench, outcome: str) -> None:
+    """Who was told "refused" or "expired" may call anew: a stale winner does not make it run."""
+    write = a_write()
+    bench.outbox.add(write)
+    bench.commit(write, outcome)
+    bench.resender.tend()
+    assert bench.outbox.size() == OutboxSize(waiting=0, seen=0)
+    bench.roll_back(write, "n3")
+    bench.resender.tend()
+    assert bench.sent == []
 
 
 def test_synchronous_writes_are_kept_where_asked_for(tmp_path: Path) -> None:

@@ -266,6 +266,8 @@ GARBAGE: dict[str, bytes] = {
     "no base64": envelope(body="!"),
     "a body nested too deeply": envelope(body=base64.b64encode(b"[" * 100_000).decode()),
     "a tag that is no text": envelope(properties={"delivery_tag": {"a": 1}}),
+    "a tag that is no UTF-8": envelope(properties={"delivery_tag": "\ud800"}),
+    "from no exchange": envelope(properties={"delivery_info": {}}),
 }
 
 
@@ -338,6 +340,41 @@ def test_what_fails_while_it_is_noted_is_set_aside(
     until(lambda: (redis.hlen(UNACKED), redis.llen(QUEUE)) == (0, 0), "the acknowledgement")
     assert primary.names() == ["Ada"]
     assert redis.llen(REJECTED) == 1
+
+
+def test_what_is_nested_almost_too_deeply_is_set_aside(
+    join: Join, redis: Any, records: list[observe.Record]
+) -> None:
+    """What can be read and cannot be written again does not come for ever."""
+    primary, caller = join("n1"), join("n2")
+    depths = range(800, 1_000, 3)
+    for depth in depths:
+        item = envelope(headers={"x": "<deep>"})
+        redis.lpush(QUEUE, item.replace(b'"<deep>"', b"[" * depth + b"]" * depth))
+    primary.consume()
+    assert caller.users.add("Ada") == "Ada"
+    until(lambda: (redis.hlen(UNACKED), redis.llen(QUEUE)) == (0, 0), "the acknowledgement")
+    assert redis.llen(REJECTED) == len(depths)
+    moves = [one.consuming for one in records if isinstance(one, observe.ConsumerMoved)]
+    assert moves == [True], "the consumer was never disturbed"
+
+
+@pytest.mark.parametrize("prefix", ["", "app:"])
+def test_what_is_set_aside_is_bounded(join: Join, redis: Any, prefix: str) -> None:
+    """Of what is no write only the newest is kept, and of each no more than a write may have."""
+    primary, caller = join("n1", rejected_limit=3, max_payload_bytes=500), join("n2")
+    for node in (primary, caller):
+        if prefix:
+            node.db.app.conf.broker_transport_options = {"global_keyprefix": prefix}
+    for number in range(10):
+        redis.lpush(f"{prefix}{QUEUE}", f"not json {number} {'x' * 10_000}")
+    primary.consume()
+    assert caller.users.add("Ada") == "Ada"
+    until(lambda: redis.hlen(f"{prefix}{UNACKED}") == 0, "the acknowledgement")
+    kept = [json.loads(item) for item in redis.lrange(f"{prefix}{REJECTED}", 0, -1)]
+    texts = [json.loads(base64.b64decode(one["body"]))["message"] for one in kept]
+    assert [text[:12] for text in texts] == [f"b'not json {number}" for number in (9, 8, 7)]
+    assert {len(text) for text in texts} == {500}
 
 
 @pytest.mark.parametrize("method", ["smile", "frown"])
