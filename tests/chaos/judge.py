@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -137,7 +138,7 @@ def _order(name: str, node: Evidence, calls: Collection[Call]) -> list[Finding]:
         chain.sort(key=lambda call: call.number)
         findings += [
             Finding("out of order", f"on {name}, under {key}: {_story(later)}")
-            for earlier, later in zip(chain, chain[1:], strict=False)
+            for earlier, later in itertools.pairwise(chain)
             if place[earlier.marks[0]] > place[later.marks[0]]
         ]
     return findings
@@ -146,5 +147,5 @@ def _order(name: str, node: Evidence, calls: Collection[Call]) -> list[Finding]:
 def _story(call: Call) -> str:
     told = ", ".join(one["kind"] for one in call.told) or "nothing"
     way = "submitted" if call.submitted else "called"
-    return f"{call.write_id} ({call.writer} number {call.number}, {way} {call.times} times, " \
-        f"told {told})"
+    times = f"{way} {call.times} times"
+    return f"{call.write_id} ({call.writer} number {call.number}, {times}, told {told})"

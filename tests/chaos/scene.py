@@ -7,7 +7,7 @@ import json
 import signal
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from worker.fleet import wait_until
 # The outbox of a storm is some hundred kilobytes, a database some megabytes, on real LiteFS with
 # a file for each transaction beside it.
 OUTBOX_MEGABYTES, DATA_MEGABYTES = 16, 256
-QUIET = 120.0
 
 
 class Scene:
@@ -141,9 +140,9 @@ class Scene:
             if name in self.site.processes:
                 self.signal_worker(name, signal.SIGCONT)
 
-    def wait_quiet(self, calls: dict[str, Call]) -> None:
+    def wait_quiet(self, calls: Mapping[str, Call], patience: float) -> str:
         """
-        Wait until nothing that was called can still take effect.
+        Wait until nothing that was called can still take effect; what is left where it still can.
 
         Deadlines of synchronous calls have passed, and each outbox has found all that is left of
         it under the last term, or may not send it any more.
@@ -151,10 +150,13 @@ class Scene:
         awaited = [call.deadline for call in calls.values() if not call.submitted]
         last = max(awaited, default=0.0)
         wait_until(lambda: time.time() > last, max(last - time.time(), 0.0) + 1)
-        wait_until(lambda: not self._unfinished(), QUIET, lambda: (
-            f"outboxes still have to send or to look: {self._unfinished()}\n{self.site.tails()}"
-        ), 0.2)
+        left = ""
+        try:
+            wait_until(lambda: not self._unfinished(), patience, interval=0.2)
+        except TimeoutError:
+            left = f"after {patience:g} s outboxes still send or look: {self._unfinished()}"
         self.site.cluster.wait_synced(PATIENCE)
+        return left
 
     def _unfinished(self) -> dict[str, list[Any]]:
         return {name: rows for name in self.names if (rows := self._unfinished_of(name))}
@@ -195,6 +197,7 @@ class Scene:
 
 
 _NEWEST_TERM = (
-    "SELECT epoch, node, litefs_id, started_at FROM _litefs_celery_terms ORDER BY epoch DESC LIMIT 1"
+    "SELECT epoch, node, litefs_id, started_at FROM _litefs_celery_terms "
+    "ORDER BY epoch DESC LIMIT 1"
 )
 _OUTCOMES = "SELECT write_id, outcome FROM _litefs_celery_ledger"

@@ -75,7 +75,7 @@ def draw(
         at = max(at + rng.uniform(*gap), busy_until.get(kind.resource, 0.0))
         running = sorted(fault.ends for fault in plan if fault.ends > at)
         if len(running) >= MOST_AT_ONCE:
-            at = running[-MOST_AT_ONCE + 1] if MOST_AT_ONCE > 1 else running[-1]
+            at = running[-MOST_AT_ONCE]
         ends = at + rng.uniform(*kind.lasts)
         busy_until[kind.resource] = ends
         plan.append(Planned(number, name, round(at, 1), round(ends, 1), round(rng.random(), 3)))

@@ -14,6 +14,8 @@ from tests.chaos.storm import Moment, Planned, moments
 from tests.chaos.writers import Writers
 from worker.fleet import wait_until
 
+# How long what was kept may take to be found, or sent, after everything is healthy again.
+QUIET = 120.0
 Tell = Callable[[str], None]
 
 
@@ -27,7 +29,9 @@ class Weather:
         self._started = time.monotonic()
         self._begun: dict[int, Begun] = {}
 
-    def run(self, plan: Sequence[Planned], seed: int, *, threads: int) -> list[Finding]:
+    def run(
+        self, plan: Sequence[Planned], seed: int, *, threads: int, patience: float = QUIET
+    ) -> list[Finding]:
         """Every broken promise, after all faults came and went."""
         scene = self._scene
         writers = Writers(scene.site, scene.log, seed, threads=threads)
@@ -43,11 +47,11 @@ class Weather:
         scene.heal()
         self._say("healed")
         calls = logs.read(scene.log.path.read_text().splitlines())
-        scene.wait_quiet(calls)
+        left = scene.wait_quiet(calls, patience)
         self._say("quiet")
         evidence = scene.evidence(unknown(calls))
         self._say(_summary(calls))
-        return judge(calls, evidence)
+        return judge(calls, evidence) + ([Finding("never quiet", left)] if left else [])
 
     def _wait(self, at: float) -> None:
         # The processes' supervisor meanwhile.

@@ -9,7 +9,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any
 
 from tests.chaos.log import COMMITTED, REFUSED, Call, Log
-from tests.cluster.site import CallError, CallerGone, Site
+from tests.cluster.site import CallerGone, CallError, Site
 
 # What a writer does next, and how often: synchronous, submitted, bulk, and what is refused.
 WAYS = {"put": 10, "submit": 5, "bulk": 2, "submit bulk": 1, "refuse": 3}

@@ -67,14 +67,11 @@ class Caller:
             number = next(self._ids)
             job = {"id": number, "call": call, "args": args, "options": options}
             assert self._child.stdin
-            try:
-                if self._gone:
-                    raise BrokenPipeError
-                self._futures[number] = future
+            self._futures[number] = future
+            with suppress(BrokenPipeError, ValueError):
                 self._child.stdin.write(json.dumps(job) + "\n")
                 self._child.stdin.flush()
-            except (BrokenPipeError, ValueError):
-                self._futures.pop(number, None)
+            if self._gone and self._futures.pop(number, None):
                 future.set_exception(CallerGone())
         return future
 
