@@ -6,7 +6,7 @@ import contextlib
 import functools
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
@@ -57,6 +57,9 @@ class Ways(Protocol):
     def keep(self, write: Write) -> bool:
         """Put the write into the outbox, if that is for it; the node's worker may then send it."""
 
+    def tell(self, write: Write, then: Callable[[], None]) -> None:
+        """Let the outbox note that the caller of a kept write is told of it, then tell."""
+
     def find_stored(self, writes: Sequence[Write]) -> dict[str, Outcome]:
         """What the result backend knows of these, by id; waits for it a short time at most."""
 
@@ -77,6 +80,7 @@ class _Pending:
     attempts: int = 0
     sent: bool = False
     maybe_sent: bool = False
+    kept: bool = False
     row: Future[Entry] | None = None
     refusals: int = 0
     problem: str = ""
@@ -132,7 +136,7 @@ class Forwarder:
             )
         self._ways.check_ready()
         pending = _Pending(write, time.monotonic() + timeout)
-        pending.maybe_sent = self._ways.keep(write)
+        pending.kept = pending.maybe_sent = self._ways.keep(write)
         with self._changed:
             self._pending[id(pending)] = pending
             self._new.append(pending)
@@ -297,6 +301,18 @@ class Forwarder:
         self._drop(pending)
         if isinstance(outcome, Refused):
             _sign(outcome.exception, pending.write)
+        self._tell_later(pending, outcome, functools.partial(self._tell, pending, outcome))
+
+    def _tell_later(
+        self, pending: _Pending, outcome: Outcome, then: Callable[[], None]
+    ) -> None:
+        """Tell what took effect once it is kept as such; the rest is not made again."""
+        if pending.kept and isinstance(outcome, Committed):
+            self._ways.tell(pending.write, then)
+        else:
+            then()
+
+    def _tell(self, pending: _Pending, outcome: Outcome) -> None:
         write, kind = pending.write, type(outcome).__name__.lower()
         duration = time.monotonic() - pending.started
         with contextlib.suppress(InvalidStateError):
@@ -340,7 +356,8 @@ class Forwarder:
     def _tell_what_is_known(self, pending: _Pending, stored: Outcome | None) -> None:
         write = pending.write
         if isinstance(stored, Committed):
-            self._fail(pending, self._not_yet_visible(write, stored))
+            error = self._not_yet_visible(write, stored)
+            self._tell_later(pending, stored, functools.partial(self._fail, pending, error))
         elif isinstance(stored, Refused | Expired):
             self._resolve(pending, stored)
         elif pending.sent or not pending.refusals:

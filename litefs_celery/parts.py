@@ -34,6 +34,7 @@ from .roles import Role, decide, look
 from .scalars import ScalarCodec
 from .stored import Stored
 from .terms import Terms
+from .told import Told
 from .visibility import Visibility
 from .wire import Outcome, Wire, Write
 
@@ -66,6 +67,7 @@ class Parts:
         self.forwarder = Forwarder(db.name, settings, self.wire, self.visibility, self)
         self.sender = tasks.Sender(db.app, db.queue, timeout=settings.broker_timeout)
         self.outbox = self._make_outbox()
+        self.told = self._make_told()
         self.resender: Resender | None = None
         self.stored = Stored(db.app, self.wire, timeout=settings.broker_timeout)
         self.consumer: PrimaryConsumer | None = None
@@ -88,6 +90,12 @@ class Parts:
             )
         file = directory / f"{settings.node}.{self.db.name}.outbox"
         return Outbox(file, limit_bytes=settings.outbox_limit_bytes)
+
+    def _make_told(self) -> Told | None:
+        settings = self.db.settings
+        if self.outbox is None or settings.outbox_keeps != "all":
+            return None
+        return Told(self.db.name, self.outbox, lasts=settings.submit_timeout)
 
     def node(self) -> LiteFSNode:
         """This thread's client of LiteFS."""
@@ -114,10 +122,17 @@ class Parts:
 
     def keep(self, write: Write) -> bool:
         """See `forward.Ways`."""
-        if self.outbox is None or self.db.settings.outbox_keeps != "all":
+        if self.outbox is None or self.told is None:
             return False
         self.outbox.add(write)
         return True
+
+    def tell(self, write: Write, then: Callable[[], None]) -> None:
+        """See `forward.Ways`."""
+        if self.told is None:
+            then()
+        else:
+            self.told.tell(write.id, then)
 
     def find_stored(self, writes: Sequence[Write]) -> dict[str, Outcome]:
         """See `forward.Ways`."""
@@ -231,6 +246,8 @@ class Parts:
         self.forwarder.stop()
         self.visibility.stop()
         self.committer.stop()
+        if self.told is not None:
+            self.told.stop()
         self.sender.close()
         self.stored.close()
         if self.outbox is not None:

@@ -12,15 +12,15 @@ import litefs_celery
 PACKAGE = Path(litefs_celery.__file__).parent
 ORDER = """
     errors config observe litefs refusals wire message scalars instances criteria guard engines
-    wal_index ledger roles detector terms outbox visibility savepoint committer forward resender
-    redis_queue tasks stored results methods repository standalone telling consumer routing parts
-    database __init__ overview handover cli pytest_plugin
+    wal_index ledger roles detector terms outbox told visibility savepoint committer forward
+    resender redis_queue tasks stored results methods repository standalone telling consumer routing
+    parts database __init__ overview handover cli pytest_plugin
 """.split()  # noqa: SIM905 - to be read as a list
 LINES = 260
 # The wiring, the life of a write, the provided reads and writes, the wire format, the consumer.
 LONGER = {
     "database": 410,
-    "forward": 400,
+    "forward": 420,
     "repository": 305,
     "consumer": 280,
 }

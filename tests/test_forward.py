@@ -76,6 +76,10 @@ class Bench:
         """There is no outbox."""
         return False
 
+    def tell(self, write: Write, then: Callable[[], None]) -> None:
+        """Nothing is kept, so nothing is noted."""
+        raise AssertionError(write)
+
     def find_stored(self, writes: Sequence[Write]) -> dict[str, Outcome]:
         """Return what the result backend is said to hold."""
         self.asked.append([write.id for write in writes])
