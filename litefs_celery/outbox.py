@@ -138,6 +138,13 @@ class Outbox:
         """Their callers are told that they took effect: until ``deadline`` they are to be there."""
         self._update(_UNTIL, (deadline, deadline), ids)
 
+    def drop(self, ids: Sequence[str]) -> None:
+        """Keep them no longer."""
+        if ids:
+            query = "DELETE FROM outbox WHERE write_id IN (SELECT value FROM json_each(?))"
+            with self._transaction() as connection:
+                connection.execute(query, (json.dumps(list(ids)),))
+
     def forget(self, *, seen_before: float, expired_before: float) -> list[str]:
         """
         Drop what was seen before that Unix time, and what expired before that one.

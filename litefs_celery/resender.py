@@ -16,7 +16,7 @@ from .forward import Unsent
 from .ledger import Sighting, TermRow
 from .message import bundles
 from .outbox import Outbox
-from .wire import Write
+from .wire import Write, took_effect
 
 INTERVAL = 0.5  # how late an outcome is noticed; nobody waits for that
 FORGET_INTERVAL = 10.0
@@ -117,10 +117,16 @@ class Resender:
         self._term = term
 
     def _look(self, connection: Connection, ids: Sequence[str]) -> tuple[set[str], list[str]]:
-        """Which of ``ids`` have a row here, and which of those will last."""
+        """
+        Which of ``ids`` have a row here, and which of those will last.
+
+        Where that says refused or expired nothing is kept: the caller was told that the write
+        did not take effect, so it must not be made, after a loss, where it would succeed by then.
+        """
         sightings = ledger.sight(connection, ids) if ids else []
-        settled = [seen.entry.write_id for seen in sightings if self._is_settled(seen)]
-        return {seen.entry.write_id for seen in sightings}, settled
+        settled = [seen.entry for seen in sightings if self._is_settled(seen)]
+        self._outbox.drop([row.write_id for row in settled if not took_effect(row.outcome)])
+        return {seen.entry.write_id for seen in sightings}, [row.write_id for row in settled]
 
     def _send(self) -> None:
         settings, now = self._settings, time.time()

@@ -102,6 +102,11 @@ class Expired:
 Outcome = Committed | Refused | Expired
 
 
+def took_effect(text: str) -> bool:
+    """Whether the outcome in the ledger's ``text`` is that of a write that was committed."""
+    return "committed" in json.loads(text)
+
+
 def unwrap(outcome: Outcome, write: Write) -> Any:
     """The value of ``outcome``, or its exception raised."""
     if isinstance(outcome, Committed):

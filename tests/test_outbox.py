@@ -82,9 +82,9 @@ class Bench:
             raise self.broken
         self.sent += [write.id for write in writes]
 
-    def commit(self, write: Write) -> None:
-        """Leave the row that a committed write leaves."""
-        row = ledger.Entry(write.id, write.method, write.fingerprint, "{}", 1, time.time())
+    def commit(self, write: Write, outcome: str = '{"committed": null}') -> None:
+        """Leave the row that a write leaves."""
+        row = ledger.Entry(write.id, write.method, write.fingerprint, outcome, 1, time.time())
         with self.engine.connect() as connection:
             ledger.record(connection, [row])
 
@@ -210,6 +210,19 @@ def test_a_lost_write_is_sent_past_its_deadline(bench: Bench) -> None:
     (again,) = bench.outbox.unseen(sent_before=time.time() + 1, limit=2)
     assert again == replace(write, deadline=again.deadline)
     assert again.deadline > time.time() + SETTINGS.submit_timeout - 10
+
+
+@pytest.mark.parametrize("outcome", ['{"refused": ["m.Error", [], "no"]}', '{"expired": true}'])
+def test_what_did_not_take_effect_is_not_made_after_a_loss(bench: Bench, outcome: str) -> None:
+    """A caller was told that it changed nothing and never will: a stale winner changes nothing."""
+    write = a_write(deadline=time.time() + 0.2)
+    bench.outbox.add(write)
+    bench.commit(write, outcome)
+    bench.resender.tend()
+    assert bench.outbox.size() == OutboxSize(waiting=0, seen=0)
+    bench.roll_back(write, "n3")
+    bench.resender.tend()
+    assert bench.sent == []
 
 
 def test_synchronous_writes_are_kept_where_asked_for(tmp_path: Path) -> None:
