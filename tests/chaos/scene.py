@@ -66,7 +66,7 @@ class Scene:
 
     def stop(self) -> None:
         """End everything."""
-        self._let_go()
+        self.let_go()
         self.site.stop()
         for link in self.links.values():
             link.stop()
@@ -122,13 +122,14 @@ class Scene:
 
     def heal(self) -> None:
         """Everything up and connected, and one primary that consumes."""
-        self._let_go()
+        self.let_go()
         self.site.redis.start()
         self.supervise()
         self.site.heal()
         self.supervise()
 
-    def _let_go(self) -> None:
+    def let_go(self) -> None:
+        """End every fault, whatever it was; what is dead stays so."""
         self.held.clear()
         for name in self.names:
             self.links[name].join()

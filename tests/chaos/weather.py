@@ -41,6 +41,9 @@ class Weather:
             for moment in moments(plan):
                 self._wait(moment.at)
                 self._pass(moment)
+        except BaseException:
+            scene.let_go()  # or calls would hang as long as what they wait for is paused
+            raise
         finally:
             writers.stop()
         self._say("the storm is over")
@@ -89,9 +92,9 @@ def _summary(calls: Mapping[str, logs.Call]) -> str:
 
 def told(findings: Sequence[Finding], plan: Sequence[Planned], path: Path, replay: str) -> str:
     """What a failed storm says: the promises it broke, its plan, its log, and how to replay it."""
-    kinds = sorted({finding.kind for finding in findings})
+    kinds = ", ".join(sorted({finding.kind for finding in findings}))
     lines = [
-        f"{len(findings)} broken promises ({', '.join(kinds)})",
+        f"{len(findings)} broken promises ({kinds})" if findings else "the storm could not go on",
         *(f"  {finding}" for finding in findings[:20]),
         "the plan:", *(f"  {fault}" for fault in plan),
         f"the log: {path}", f"replay it: {replay}",
