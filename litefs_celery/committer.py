@@ -20,7 +20,7 @@ from .detector import Term
 from .engines import LOGIC, LOST, ONE_MAY_CAUSE, Engines, primary_code
 from .errors import NotAcknowledged
 from .savepoint import RunMethod, Savepoints, TransactionEnded
-from .wire import Outcome, Refused, Wire, Write, conflict
+from .wire import Outcome, Refused, Wire, Write, conflict, kind_of
 
 PRUNE_BATCH = 1_000  # a few milliseconds under the write lock
 
@@ -222,6 +222,10 @@ class Committer:
         for job in group:
             write = job.write
             entry = known.get(write.id)
+            if entry is not None and write.made and kind_of(entry.outcome) == "expired":
+                # An old copy came too late, to a primary that did not know what was made.
+                ledger.remove(connection, write.id)
+                entry = None
             if entry is not None:
                 outcomes.append(self._answer(entry, write))
                 continue

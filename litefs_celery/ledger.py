@@ -135,6 +135,11 @@ def record(connection: Connection, entries: Iterable[Entry]) -> None:
         connection.exec_driver_sql(_RECORD, rows)
 
 
+def remove(connection: Connection, write_id: str) -> None:
+    """Delete one row."""
+    connection.exec_driver_sql(f"DELETE FROM {LEDGER} WHERE write_id = ?", (write_id,))
+
+
 def newest_term(connection: Connection) -> TermRow | None:
     """The last term that began, as far as this node has replicated; None before the first."""
     row = connection.execute(_NEWEST_TERM).one_or_none()

@@ -23,6 +23,7 @@ def header(writes: Sequence[Write]) -> list[dict[str, Any]]:
             "deadline": write.deadline,
             "fingerprint": write.fingerprint,
             "shown": write.shown,
+            **({"made": True} if write.made else {}),
         }
         for write in writes
     ]
@@ -76,6 +77,7 @@ def write_of(entry: Mapping[str, Any], text: str) -> Write:
         deadline=float(entry["deadline"]),
         fingerprint=str(entry["fingerprint"]),
         shown=(str(shown_args), str(shown_kwargs)),
+        made=entry.get("made") is True,
     )
     if not math.isfinite(write.deadline):
         raise ValueError("the deadline never passes")

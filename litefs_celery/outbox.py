@@ -35,8 +35,9 @@ _USED_BYTES = """
     FROM pragma_page_count, pragma_freelist_count, pragma_page_size
 """
 
-_UNTIL = (
-    "deadline = max(deadline, ?), header = json_set(header, '$.deadline', max(deadline, ?))"
+_MADE = (
+    "deadline = max(deadline, ?), "
+    "header = json_set(header, '$.deadline', max(deadline, ?), '$.made', json('true'))"
 )
 
 
@@ -131,19 +132,27 @@ class Outbox:
 
         Until ``deadline`` if theirs was earlier: they were made once, and somebody was told so.
         """
-        change = f"seen_at = NULL, seen_term = NULL, sent_at = 0, {_UNTIL}"
+        change = f"seen_at = NULL, seen_term = NULL, sent_at = 0, {_MADE}"
         self._update(change, (deadline, deadline), ids)
 
     def mark_told(self, ids: Sequence[str], deadline: float) -> None:
         """Their callers are told that they took effect: until ``deadline`` they are to be there."""
-        self._update(_UNTIL, (deadline, deadline), ids)
+        self._update(_MADE, (deadline, deadline), ids)
+
+    def made(self, ids: Sequence[str]) -> list[str]:
+        """Those of ``ids`` that took effect once, as somebody was told."""
+        query = (
+            "SELECT write_id FROM outbox WHERE json_extract(header, '$.made') "
+            "AND write_id IN (SELECT value FROM json_each(?))"
+        )
+        with self._transaction() as connection:
+            return [found for (found,) in connection.execute(query, (json.dumps(list(ids)),))]
 
     def drop(self, ids: Sequence[str]) -> None:
         """Keep them no longer."""
-        if ids:
-            query = "DELETE FROM outbox WHERE write_id IN (SELECT value FROM json_each(?))"
-            with self._transaction() as connection:
-                connection.execute(query, (json.dumps(list(ids)),))
+        query = "DELETE FROM outbox WHERE write_id IN (SELECT value FROM json_each(?))"
+        with self._transaction() as connection:
+            connection.execute(query, (json.dumps(list(ids)),))
 
     def forget(self, *, seen_before: float, expired_before: float) -> list[str]:
         """

@@ -16,7 +16,7 @@ from .forward import Unsent
 from .ledger import Sighting, TermRow
 from .message import bundles
 from .outbox import Outbox
-from .wire import Write, took_effect
+from .wire import Write, kind_of
 
 INTERVAL = 0.5  # how late an outcome is noticed; nobody waits for that
 FORGET_INTERVAL = 10.0
@@ -122,11 +122,17 @@ class Resender:
 
         Where that says refused or expired nothing is kept: the caller was told that the write
         did not take effect, so it must not be made, after a loss, where it would succeed by then.
+        But an old copy of a lost write, which comes to the next primary after its deadline,
+        expires there: the row of one that was made is not its outcome.
         """
-        sightings = ledger.sight(connection, ids) if ids else []
-        settled = [seen.entry for seen in sightings if self._is_settled(seen)]
-        self._outbox.drop([row.write_id for row in settled if not took_effect(row.outcome)])
-        return {seen.entry.write_id for seen in sightings}, [row.write_id for row in settled]
+        found = ledger.sight(connection, ids) if ids else []
+        late = [s.entry.write_id for s in found if kind_of(s.entry.outcome) == "expired"]
+        made = set(self._outbox.made(late)) if late else set()
+        found = [seen for seen in found if seen.entry.write_id not in made]
+        settled = [seen.entry for seen in found if self._is_settled(seen)]
+        if without := [row.write_id for row in settled if kind_of(row.outcome) != "committed"]:
+            self._outbox.drop(without)
+        return {seen.entry.write_id for seen in found}, [row.write_id for row in settled]
 
     def _send(self) -> None:
         settings, now = self._settings, time.time()

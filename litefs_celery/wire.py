@@ -46,6 +46,8 @@ class Write:
     ``id`` is a UUIDv7 string and also the Celery task id; ``arguments`` the JSON text of
     positional and keyword arguments; ``deadline`` Unix time in seconds; ``fingerprint`` a hash
     of method and arguments. ``shown`` is what people see of the arguments, in Flower and logs.
+    ``made`` says that it took effect once already, that somebody was told so, and that it was lost
+    since with a primary: it is made again, also where the ledger says expired.
     """
 
     id: str
@@ -55,6 +57,7 @@ class Write:
     deadline: float
     fingerprint: str
     shown: tuple[str, str] = field(default=("", ""), compare=False)
+    made: bool = False
 
     @classmethod
     def new(
@@ -102,9 +105,10 @@ class Expired:
 Outcome = Committed | Refused | Expired
 
 
-def took_effect(text: str) -> bool:
-    """Whether the outcome in the ledger's ``text`` is that of a write that was committed."""
-    return "committed" in json.loads(text)
+def kind_of(text: str) -> str:
+    """``committed``, ``refused`` or ``expired``: which outcome the ledger's ``text`` is."""
+    kind: str = next(iter(json.loads(text)))
+    return kind
 
 
 def unwrap(outcome: Outcome, write: Write) -> Any:

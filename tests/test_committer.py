@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 from contextlib import closing, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -470,6 +471,17 @@ def test_an_expired_write_never_runs(bench: Bench) -> None:
     assert bench.submit(alive).result(TIMEOUT) == Expired(1)
     assert bench.ran == []
     assert bench.values() == []
+
+
+def test_what_was_made_and_lost_is_made_although_an_old_copy_expired(bench: Bench) -> None:
+    """The copy came late to a primary without it: made again once, and answered from then on."""
+    write = bench.write("put", 1, lasts=-1.0)
+    assert bench.submit(write).result(TIMEOUT) == Expired(1)
+    again = replace(write, deadline=time.time() + 60, made=True)
+    first, second = bench.group(again, again)
+    assert first.result(TIMEOUT) == second.result(TIMEOUT) != Expired(1)
+    assert bench.submit(write).result(TIMEOUT) == first.result(TIMEOUT)
+    assert bench.values() == [1]
 
 
 def test_a_lost_term_fails_the_group(bench: Bench, records: list[observe.Record]) -> None:

@@ -208,7 +208,7 @@ def test_a_lost_write_is_sent_past_its_deadline(bench: Bench) -> None:
     bench.resender.tend()
     assert bench.sent == [write.id]
     (again,) = bench.outbox.unseen(sent_before=time.time() + 1, limit=2)
-    assert again == replace(write, deadline=again.deadline)
+    assert again == replace(write, deadline=again.deadline, made=True)
     assert again.deadline > time.time() + SETTINGS.submit_timeout - 10
 
 
@@ -223,6 +223,18 @@ def test_what_did_not_take_effect_is_not_made_after_a_loss(bench: Bench, outcome
     bench.roll_back(write, "n3")
     bench.resender.tend()
     assert bench.sent == []
+
+
+def test_a_lost_write_is_made_again_although_an_old_copy_of_it_expired(bench: Bench) -> None:
+    """The winner meets a copy past its deadline: that row is no outcome of what was told of."""
+    write = a_write(deadline=time.time() + 0.2)
+    bench.outbox.add(write)
+    bench.outbox.mark_told([write.id], time.time() + 1000)
+    bench.commit(write, '{"expired": true}')
+    bench.outbox.mark_sent([write.id], 0.0)
+    bench.resender.tend()
+    assert bench.sent == [write.id]
+    assert bench.outbox.size() == OutboxSize(waiting=1, seen=0)
 
 
 def test_synchronous_writes_are_kept_where_asked_for(tmp_path: Path) -> None:
