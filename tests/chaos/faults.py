@@ -137,11 +137,12 @@ def litefs_paused_past_its_lease(scene: Scene, pick: float) -> Begun:
     candidates = scene.site.replicas()
     begun = litefs_paused(scene, pick)
     # The replicas of a silent primary do not look for another while its connections are open
-    # (litefs 0.5.14); one that is started again does, once the lease has run out.
+    # (litefs 0.5.14), nor does one that is started before the lease has run out.
     winner = scene.choose(pick, candidates)
     node = scene.site.cluster.node(winner)
     scene.held.add(f"node {winner}")
     node.kill()
+    wait_until(lambda: not scene.site.cluster.is_leased(), PATIENCE)
     node.start()
     scene.held.discard(f"node {winner}")
     wait_until(lambda: scene.site.primary() == winner, PATIENCE)

@@ -15,7 +15,7 @@ from tests.chaos.weather import Weather, told
 
 # What CI runs; any other storm by these two variables.
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
-FAULTS = {"emulator": 40, "litefs-delete": 20, "litefs-wal": 20}
+FAULTS = {"emulator": 32, "litefs-delete": 20, "litefs-wal": 20}
 
 
 @pytest.mark.timeout(1800)

@@ -12,10 +12,13 @@ from tests.chaos.judge import Finding, judge, unknown
 from tests.chaos.scene import Scene
 from tests.chaos.storm import Moment, Planned, moments
 from tests.chaos.writers import Writers
+from tests.cluster.site import PATIENCE
 from worker.fleet import wait_until
 
 # How long what was kept may take to be found, or sent, after everything is healthy again.
 QUIET = 120.0
+# So many writes are acknowledged after the last fault before the writers stop.
+CALM = 50
 Tell = Callable[[str], None]
 
 
@@ -41,6 +44,7 @@ class Weather:
             for moment in moments(plan):
                 self._wait(moment.at)
                 self._pass(moment)
+            self._calm()
         except BaseException:
             scene.let_go()  # or calls would hang as long as what they wait for is paused
             raise
@@ -73,8 +77,20 @@ class Weather:
         else:
             begun = self._begun.pop(fault.number)
             begun.end()
+            self._scene.supervise()
             if fault.ends > fault.begins:
                 self._say(f"{fault.number:3} {fault.kind} {begun.whom} ends")
+
+    def _calm(self) -> None:
+        """After the last fault writes must go through again, with nobody's help."""
+        log = self._scene.log
+        goal = log.acknowledged + CALM
+
+        def reached() -> bool:
+            self._scene.supervise()
+            return log.acknowledged >= goal
+
+        wait_until(reached, PATIENCE, self._scene.site.tails, 0.1)
 
     def _say(self, what: str) -> None:
         self._scene.log.happened(what)
