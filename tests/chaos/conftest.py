@@ -13,6 +13,7 @@ from litefs_celery.emulator import EmulatedCluster
 from litefs_celery.emulator.real import RealCluster, missing_programs
 from tests.chaos.log import Log
 from tests.chaos.scene import Scene
+from tests.chaos.weather import Tell
 from tests.cluster.site import Site
 
 KINDS = ("emulator", "litefs-delete", "litefs-wal")
@@ -32,6 +33,17 @@ def scene_kind(request: pytest.FixtureRequest) -> str:
     """The kind of cluster."""
     kind: str = request.param
     return kind
+
+
+@pytest.fixture
+def tell(capsys: pytest.CaptureFixture[str]) -> Tell:
+    """A function that prints although pytest captures: a storm takes minutes."""
+
+    def printing(line: str) -> None:
+        with capsys.disabled():
+            print(line, flush=True)
+
+    return printing
 
 
 @pytest.fixture

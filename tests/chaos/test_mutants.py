@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from tests.chaos.faults import all_kinds
 from tests.chaos.scene import Scene
 from tests.chaos.storm import Planned
-from tests.chaos.test_storm import outspoken
-from tests.chaos.weather import Weather
+from tests.chaos.weather import Tell, Weather
 
 # While the primary's worker is dead what was sent waits in the broker, which forgets it, and
 # callers and outboxes send it again.
@@ -25,11 +23,10 @@ MUTANTS = {"": set(), "without_ledger": {"doubled"}, "without_resend": {"lost"}}
 
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_storm_tells_a_broken_product_from_a_sound_one(
-    make_scene: Callable[..., Scene], mutant: str, capsys: Any
+    make_scene: Callable[..., Scene], mutant: str, tell: Tell
 ) -> None:
     """The same small storm finds nothing, doubled writes without ledger, lost ones unsent."""
     scene = make_scene("emulator", *([f"tests.chaos.{mutant}"] if mutant else []))
-    tell = outspoken(capsys)
     tell(f"\na small storm {mutant.replace('_', ' ')}")
     begins = {name: begin for name, (_, begin) in all_kinds(scene).items()}
     findings = Weather(scene, begins, tell).run(PLAN, 1, threads=2, patience=10.0)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from tests.chaos.faults import all_kinds
 from tests.chaos.scene import Scene
 from tests.chaos.storm import draw
-from tests.chaos.weather import Weather, told
+from tests.chaos.weather import Tell, Weather, told
 
 # What CI runs; any other storm by these two variables.
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
@@ -20,14 +18,13 @@ FAULTS = {"emulator": 32, "litefs-delete": 20, "litefs-wal": 20}
 
 @pytest.mark.timeout(1800)
 def test_every_promise_outlives_a_storm(
-    scene: Scene, scene_kind: str, capsys: Any
+    scene: Scene, scene_kind: str, tell: Tell
 ) -> None:
     """Acknowledged once on every node, refused nowhere, unknown resolvable, whatever dies."""
     count = int(os.environ.get("CHAOS_FAULTS", FAULTS[scene_kind]))
     replay = (
         f'CHAOS_SEED={SEED} CHAOS_FAULTS={count} make test ARGS="tests/chaos -k {scene_kind}"'
     )
-    tell = outspoken(capsys)
     tell(f"\nstorm on {scene_kind}: {replay}")
     if not scene.has_disks:
         tell("DISK FULL IS LEFT OUT: a tmpfs cannot be mounted here")
@@ -41,13 +38,3 @@ def test_every_promise_outlives_a_storm(
         tell(told([], plan, scene.log.path, replay))
         raise
     assert not findings, told(findings, plan, scene.log.path, replay)
-
-
-def outspoken(capsys: Any) -> Callable[[str], None]:
-    """A function that prints although pytest captures: a storm takes minutes."""
-
-    def tell(line: str) -> None:
-        with capsys.disabled():
-            print(line, flush=True)
-
-    return tell
