@@ -245,8 +245,9 @@ class RealCluster:
         """
         Return True while Consul keeps a node's lease; that of a paused primary runs out.
         """
-        url = f"http://127.0.0.1:{self._ports[0]}/v1/kv/litefs-celery/{self._token}"
-        return any("Session" in entry for entry in _http("GET", url).json())
+        # Beside the lease's key, which goes with its session, there is one of the cluster's id.
+        url = f"http://127.0.0.1:{self._ports[0]}/v1/kv/?keys"
+        return f"litefs-celery/{self._token}" in _http("GET", url).json()
 
     def wait_synced(self, timeout: float = 30.0) -> None:
         """
