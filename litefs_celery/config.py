@@ -94,7 +94,7 @@ class Settings:
     outbox_dir: str = ""
     """Directory on this node's own disk where submitted writes are kept; empty: in the broker."""
     outbox_keeps: str = "submitted"
-    """``submitted`` writes, or ``all``: synchronous ones too, for about a millisecond each."""
+    """``submitted`` writes, or ``all``: synchronous ones too, for one to two milliseconds each."""
     outbox_limit_bytes: int = 268_435_456
     """Largest outbox: `OutboxFull` comes before the disk is full."""
     outbox_resend_interval: float = 30.0

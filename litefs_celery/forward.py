@@ -6,7 +6,7 @@ import contextlib
 import functools
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
@@ -60,6 +60,9 @@ class Ways(Protocol):
     def sent(self, writes: Sequence[Write]) -> None:
         """The broker took these writes, which the outbox keeps."""
 
+    def tell(self, write: Write, then: Callable[[], None]) -> None:
+        """Let the outbox note that the caller of a kept write is told of it, then tell."""
+
     def find_stored(self, writes: Sequence[Write]) -> dict[str, Outcome | str]:
         """What the result backend knows of these, by id; a text is why one is not committed."""
 
@@ -80,6 +83,7 @@ class _Pending:
     attempts: int = 0
     sent: bool = False
     maybe_sent: bool = False
+    kept: bool = False
     row: Future[Entry] | None = None
     refusals: int = 0
     problem: str = ""
@@ -138,7 +142,8 @@ class Forwarder:
         kept = self._ways.keep(write)
         # What is kept may be sent by the node's worker.
         pending = _Pending(
-            write if kept is None else kept, time.monotonic() + timeout, maybe_sent=bool(kept)
+            write if kept is None else kept, time.monotonic() + timeout, maybe_sent=bool(kept),
+            kept=bool(kept),
         )
         with self._changed:
             self._pending[id(pending)] = pending
@@ -330,6 +335,18 @@ class Forwarder:
         self._drop(pending)
         if isinstance(outcome, Refused):
             _sign(outcome.exception, pending.write)
+        self._tell_later(pending, outcome, functools.partial(self._tell, pending, outcome))
+
+    def _tell_later(
+        self, pending: _Pending, outcome: Outcome, then: Callable[[], None]
+    ) -> None:
+        """Tell what took effect once it is kept as such; the rest is not made again."""
+        if pending.kept and isinstance(outcome, Committed):
+            self._ways.tell(pending.write, then)
+        else:
+            then()
+
+    def _tell(self, pending: _Pending, outcome: Outcome) -> None:
         write, kind = pending.write, type(outcome).__name__.lower()
         duration = time.monotonic() - pending.started
         with contextlib.suppress(InvalidStateError):
@@ -375,7 +392,8 @@ class Forwarder:
         if isinstance(stored, str):
             pending.problem = stored
         if isinstance(stored, Committed):
-            self._fail(pending, self._not_yet_visible(write, stored))
+            error = self._not_yet_visible(write, stored)
+            self._tell_later(pending, stored, functools.partial(self._fail, pending, error))
         elif isinstance(stored, Refused | Expired):
             self._resolve(pending, stored)
         elif pending.sent or not pending.refusals:

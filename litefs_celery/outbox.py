@@ -55,6 +55,10 @@ _USED_BYTES = """
     FROM pragma_page_count, pragma_freelist_count, pragma_page_size
 """
 
+_UNTIL = (
+    "deadline = max(deadline, ?), header = json_set(header, '$.deadline', max(deadline, ?))"
+)
+
 
 @dataclass(frozen=True)
 class OutboxSize:
@@ -187,11 +191,12 @@ class Outbox:
 
         Until ``deadline`` if theirs was earlier: they were made once, and somebody was told so.
         """
-        change = (
-            "seen_at = NULL, seen_term = NULL, sent_at = 0, deadline = max(deadline, ?), "
-            "header = json_set(header, '$.deadline', max(deadline, ?))"
-        )
+        change = f"seen_at = NULL, seen_term = NULL, sent_at = 0, {_UNTIL}"
         self._update(change, (deadline, deadline), ids)
+
+    def mark_told(self, ids: Sequence[str], deadline: float) -> None:
+        """Their callers are told that they took effect: until ``deadline`` they are to be there."""
+        self._update(_UNTIL, (deadline, deadline), ids)
 
     def forget(self, *, seen_before: float, expired_before: float) -> list[str]:
         """

@@ -36,6 +36,7 @@ from .signing import WriteSigner
 from .stored import Stored
 from .surroundings import surroundings
 from .terms import Terms
+from .told import Told
 from .visibility import Visibility
 from .wire import Outcome, Wire, Write
 
@@ -71,6 +72,7 @@ class Parts:
         self.sender = tasks.Sender(
             db.app, db.queue, timeout=settings.broker_timeout, signer=self.signer)
         self.outbox = self._make_outbox()
+        self.told = self._make_told()
         self.resender: Resender | None = None
         self.stored = Stored(db.app, self.wire, timeout=settings.broker_timeout)
         self.consumer: PrimaryConsumer | None = None
@@ -94,6 +96,12 @@ class Parts:
             )
         file = directory / f"{settings.node}.{self.db.name}.outbox"
         return Outbox(file, limit_bytes=settings.outbox_limit_bytes)
+
+    def _make_told(self) -> Told | None:
+        settings = self.db.settings
+        if self.outbox is None or settings.outbox_keeps != "all":
+            return None
+        return Told(self.db.name, self.outbox, lasts=settings.submit_timeout)
 
     def node(self) -> LiteFSNode:
         """This thread's client of LiteFS."""
@@ -122,6 +130,13 @@ class Parts:
         """See `forward.Ways`."""
         wanted = self.db.settings.outbox_keeps == "all" or write.order_key
         return self.outbox.add(write) if self.outbox is not None and wanted else None
+
+    def tell(self, write: Write, then: Callable[[], None]) -> None:
+        """See `forward.Ways`."""
+        if self.told is None:
+            then()
+        else:
+            self.told.tell(write.id, then)
 
     def sent(self, writes: Sequence[Write]) -> None:
         """See `forward.Ways`."""
@@ -243,6 +258,8 @@ class Parts:
         self.forwarder.stop()
         self.visibility.stop()
         self.committer.stop()
+        if self.told is not None:
+            self.told.stop()
         self.sender.close()
         self.stored.close()
         if self.outbox is not None:

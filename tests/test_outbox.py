@@ -26,8 +26,8 @@ from litefs_celery import (
 from litefs_celery.forward import Unsent
 from litefs_celery.outbox import Outbox, OutboxSize
 from litefs_celery.resender import Resender
-from litefs_celery.wire import Write
-from tests.support import celery_app, replica, standalone, until
+from litefs_celery.wire import Write, unwrap
+from tests.support import TIMEOUT, celery_app, replica, standalone, until
 
 SETTINGS = Settings(node="n2", outbox_resend_interval=100.0, outbox_grace=500.0)
 
@@ -304,6 +304,18 @@ def test_what_had_no_effect_is_not_made_again(bench: Bench, outcome: str) -> Non
     assert bench.sent == []
 
 
+def test_a_lost_write_is_made_again_although_an_old_copy_of_it_expired(bench: Bench) -> None:
+    """The winner meets a copy past its deadline: that row is no outcome of what was told of."""
+    write = a_write(deadline=time.time() + 0.2)
+    bench.outbox.add(write)
+    bench.outbox.mark_told([write.id], time.time() + 1000)
+    bench.commit(write, f'{{"expired": {write.deadline}}}')
+    bench.outbox.mark_sent([write.id], 0.0)
+    bench.resender.tend()
+    assert bench.sent == [write.id]
+    assert bench.outbox.size() == OutboxSize(waiting=1, seen=0)
+
+
 def test_synchronous_writes_are_kept_where_asked_for(tmp_path: Path) -> None:
     """With `litefs_outbox_keeps` at ``all`` a call is in the outbox before it is sent."""
     mount = tmp_path / "mount"
@@ -317,6 +329,29 @@ def test_synchronous_writes_are_kept_where_asked_for(tmp_path: Path) -> None:
     assert told.value.may_have_been_sent is True
     assert list(kept.parts.outbox.waiting(limit=9)) == [write.id]
     kept.close()
+
+
+def test_what_a_caller_was_told_of_outlives_a_loss_that_came_before_the_worker_looked(
+    tmp_path: Path,
+) -> None:
+    """A synchronous commit is noted before its caller goes on: lost at once, it is made again."""
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    primary = standalone(mount)
+    with primary.parts.engines.setup.begin() as connection:
+        ledger.create(connection)
+    kept = replica(mount, outbox_dir=str(tmp_path / "out"), outbox_keeps="all")
+    write = kept.new_write("m.go", "[[1], {}]", timeout=5.0, write_id="", shown=("", ""))
+    with closing(kept), closing(primary):
+        future = kept.forwarder.start(write, 5.0)
+        row = ledger.Entry(
+            write.id, write.method, write.fingerprint, '{"committed": 7}', 1, time.time()
+        )
+        with primary.parts.engines.setup.begin() as connection:
+            ledger.record(connection, [row])
+        assert unwrap(future.result(TIMEOUT), write) == 7
+        (again,) = kept.parts.outbox.unseen(sent_before=time.time() + 1, limit=2)
+        assert again.deadline > time.time() + kept.settings.submit_timeout - 10
 
 
 def test_a_new_term_hurries_what_waits(bench: Bench) -> None:

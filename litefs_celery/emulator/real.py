@@ -241,6 +241,14 @@ class RealCluster:
         _poll(timeout, lambda: _promote(node, refusals), why)
         _poll(deadline - time.monotonic(), lambda: _is_primary(node), why)
 
+    def is_leased(self) -> bool:
+        """
+        Return True while Consul keeps a node's lease; that of a paused primary runs out.
+        """
+        # Beside the lease's key, which goes with its session, there is one of the cluster's id.
+        url = f"http://127.0.0.1:{self._ports[0]}/v1/kv/?keys"
+        return f"litefs-celery/{self._token}" in _http("GET", url).json()
+
     def wait_synced(self, timeout: float = 30.0) -> None:
         """
         Return when every live node is where the primary was when this was called, or further.

@@ -2,12 +2,14 @@
 A web process's stand-in on one node: runs the calls it is told on standard input, in threads.
 
 Each line is ``{"id", "call", "args", "options", "wait"}``; each answer ``{"id", "value"}`` or
-``{"id", "error", "text", "attributes"}``, in the order in which the calls end.
+``{"id", "error", "text", "attributes"}``, in the order in which the calls end. Arguments name
+modules of a suite's own, each with more ``REPOSITORIES``.
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import sys
 import threading
@@ -41,7 +43,7 @@ def run(call: str, args: list[Any], options: dict[str, Any]) -> Any:
     kind, _, name = call.partition(".")
     if kind == "db":
         return CALLS[name](*args)
-    method = getattr({"regions": regions, "accounts": accounts, "gates": gates}[kind], name)
+    method = getattr(REPOSITORIES[kind], name)
     if options.pop("delay", False):
         return method.options(**options).delay(*args).id if options else method.delay(*args).id
     return method.options(**options)(*args) if options else method(*args)
@@ -104,6 +106,7 @@ def visit_together(code: str, times: int) -> list[int]:
     return [*sorted(values), CALLS["visits"](code)]
 
 
+REPOSITORIES: dict[str, Any] = {"regions": regions, "accounts": accounts, "gates": gates}
 CALLS = {
     "insert": insert,
     "insert_all": insert_all,
@@ -144,6 +147,8 @@ def answer(line: str) -> None:
 
 def main() -> None:
     """Answer until standard input ends."""
+    for module in sys.argv[1:]:
+        REPOSITORIES.update(importlib.import_module(module).REPOSITORIES)
     observe.subscribe(_records.append)
     with ThreadPoolExecutor(THREADS) as pool:
         for line in sys.stdin:

@@ -11,9 +11,9 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -41,16 +41,21 @@ class CallError(Exception):
         self.may_have_been_sent: bool | None = reply["may_have_been_sent"]
 
 
+class CallerGone(Exception):
+    """The calling process ended before it answered: what the call did is not known."""
+
+
 class Caller:
     """The calling process of one node."""
 
-    def __init__(self, environ: dict[str, str], log: Path) -> None:
+    def __init__(self, environ: dict[str, str], log: Path, modules: Sequence[str] = ()) -> None:
         self._ids = itertools.count()
         self._futures: dict[int, Future[Any]] = {}
         self._lock = threading.Lock()
+        self._gone = False
         self._log = log.open("ab")
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "tests.cluster.caller"], env={**os.environ, **environ},
+            [sys.executable, "-m", "tests.cluster.caller", *modules], env={**os.environ, **environ},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
             cwd=Path(__file__).resolve().parents[2],
         )
@@ -58,39 +63,59 @@ class Caller:
         self._reader.start()
 
     def submit(self, call: str, *args: Any, **options: Any) -> Future[Any]:
-        """Begin a call; the future gets its value or a `CallError`."""
+        """Begin a call; the future gets its value, a `CallError` or `CallerGone`."""
         future: Future[Any] = Future()
         with self._lock:
             number = next(self._ids)
-            self._futures[number] = future
             job = {"id": number, "call": call, "args": args, "options": options}
             assert self._child.stdin
-            self._child.stdin.write(json.dumps(job) + "\n")
-            self._child.stdin.flush()
+            self._futures[number] = future
+            with suppress(BrokenPipeError, ValueError):
+                self._child.stdin.write(json.dumps(job) + "\n")
+                self._child.stdin.flush()
+            if self._gone and self._futures.pop(number, None):
+                future.set_exception(CallerGone())
         return future
 
     def call(self, name: str, *args: Any, **options: Any) -> Any:
         """Make a call and wait for it."""
         return self.submit(name, *args, **options).result(PATIENCE)
 
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._child.pid
+
+    def is_alive(self) -> bool:
+        """Whether it runs."""
+        return self._child.poll() is None
+
     def close(self) -> None:
-        """End the process."""
+        """``kill -9``, and what it has not answered is `CallerGone`."""
         self._child.kill()
         self._child.wait()
         self._reader.join()
         for stream in (self._child.stdin, self._child.stdout, self._log):
             if stream:
-                stream.close()
+                with suppress(BrokenPipeError):
+                    stream.close()
 
     def _read(self) -> None:
         assert self._child.stdout
         for line in self._child.stdout:
+            if not line.endswith("\n"):
+                break  # killed in the middle of an answer
             reply = json.loads(line)
             future = self._futures.pop(reply["id"])
             if "error" in reply:
                 future.set_exception(CallError(reply))
             else:
                 future.set_result(reply["value"])
+        with self._lock:
+            self._gone = True
+            unanswered, self._futures = self._futures, {}
+        for future in unanswered.values():
+            future.set_exception(CallerGone())
 
 
 class Site:
@@ -98,14 +123,18 @@ class Site:
 
     def __init__(
         self, cluster: Any, directory: Path, journal_mode: str, pool: str,
-        environ: Mapping[str, str] | None = None,
+        environ: Mapping[str, str] | None = None, *, modules: Sequence[str] = (),
     ) -> None:
         self.cluster = cluster
         self.journal_mode = journal_mode
         self.redis = RedisServer(directory / "redis")
         self._directory = directory
         self._pool = pool
-        self._environ = environ
+        self._environ = environ or {}
+        self._modules = modules
+        # What a node reaches the broker by, and what else is its own, where that differs.
+        self.broker_urls: dict[str, str] = {}
+        self.environs: dict[str, dict[str, str]] = {}
         self.processes: dict[str, NodeProcesses] = {}
         self.callers: dict[str, Caller] = {}
 
@@ -115,16 +144,22 @@ class Site:
         self.redis.start()
         for node in self.cluster.nodes:
             processes = NodeProcesses(
-                node, self._directory / node.name, broker_url=self.redis.url, pool=self._pool,
-                environ=self._environ,
+                node, self._directory / node.name, pool=self._pool,
+                broker_url=self.broker_urls.get(node.name, self.redis.url),
+                environ={**self._environ, **self.environs.get(node.name, {})},
             )
-            processes.worker.command += ["--include", "tests.cluster.gates"]
+            includes = ",".join(["tests.cluster.gates", *self._modules])
+            processes.worker.command += ["--include", includes]
             self.processes[node.name] = processes
-            log = self._directory / node.name / "caller.log"
-            self.callers[node.name] = Caller(processes.environ, log)
+            self.start_caller(node.name)
         primary = self.cluster.primary()
         self.callers[primary.name].call("db.create_all", self.journal_mode)
         self.heal()
+
+    def start_caller(self, name: str) -> None:
+        """Start a node's calling process; one that was there before must have been closed."""
+        log = self._directory / name / "caller.log"
+        self.callers[name] = Caller(self.processes[name].environ, log, self._modules)
 
     def stop(self) -> None:
         """Stop all of it."""
