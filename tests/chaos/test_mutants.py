@@ -15,8 +15,12 @@ from tests.chaos.weather import Tell, Weather
 # callers and outboxes send it again.
 PLAN = [
     Planned(1, "worker killed", 1.0, 5.0, 0.0),
-    Planned(2, "broker emptied", 3.0, 3.0, 0.0),
-    Planned(3, "handoff", 8.0, 8.0, 0.0),
+    Planned(2, "broker emptied", 2.0, 2.0, 0.0),
+    Planned(3, "broker emptied", 4.0, 4.0, 0.0),
+    Planned(4, "handoff", 7.0, 7.0, 0.0),
+    Planned(5, "worker killed", 10.0, 14.0, 0.0),
+    Planned(6, "broker emptied", 11.0, 11.0, 0.0),
+    Planned(7, "broker emptied", 13.0, 13.0, 0.0),
 ]
 SOUND = "sound"
 MUTANTS: dict[str, set[str]] = {
@@ -32,7 +36,7 @@ def test_a_storm_tells_a_broken_product_from_a_sound_one(
     scene = make_scene("emulator", *([f"tests.chaos.{mutant}"] if mutant != SOUND else []))
     tell(f"\na small storm, {mutant.replace('_', ' ')}")
     begins = {name: begin for name, (_, begin) in all_kinds(scene).items()}
-    findings = Weather(scene, begins, tell).run(PLAN, 1, threads=2, patience=10.0)
+    findings = Weather(scene, begins, tell).run(PLAN, 1, threads=4, patience=10.0)
     found = {finding.kind for finding in findings}
     tell(f"found: {sorted(found)}")
     assert MUTANTS[mutant] <= found, findings
