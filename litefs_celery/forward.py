@@ -317,8 +317,13 @@ class Forwarder:
             self._changed.notify()
 
     def _appeared(self, pending: _Pending, row: Future[Entry]) -> None:
-        if not row.cancelled():
+        if row.cancelled():
+            return
+        if _is_over(pending.write, row.result()):
             self._resolve_entry(pending, row.result())
+        else:
+            pending.row = None
+            self._watch(pending)
 
     def _resolve_entry(self, pending: _Pending, entry: Entry) -> None:
         if not entry.matches(pending.write):
@@ -378,7 +383,7 @@ class Forwarder:
                 entry = self._visibility.look_settled(pending.write.id)
             except Exception as error:  # noqa: BLE001 - part of what is told below
                 entry, pending.problem = None, f"{pending.problem} {error}".strip()
-            if entry is not None:
+            if entry is not None and _is_over(pending.write, entry):
                 self._resolve_entry(pending, entry)
             else:
                 asked.append(pending)
@@ -394,7 +399,9 @@ class Forwarder:
         if isinstance(stored, Committed):
             error = self._not_yet_visible(write, stored)
             self._tell_later(pending, stored, functools.partial(self._fail, pending, error))
-        elif isinstance(stored, Refused | Expired):
+        elif isinstance(stored, Refused) or (
+            isinstance(stored, Expired) and stored.deadline >= write.deadline
+        ):
             self._resolve(pending, stored)
         elif pending.sent or not pending.refusals:
             self._fail(pending, self._timeout(write, pending.problem))
@@ -420,6 +427,11 @@ class Forwarder:
             write.method,
             outcome,
         )
+
+
+def _is_over(write: Write, entry: Entry) -> bool:
+    """Whether the row is the last word: an earlier call's copy may have expired, not this one."""
+    return not (entry.matches(write) and entry.expired_before(write.deadline))
 
 
 def _due(pending: _Pending) -> float:

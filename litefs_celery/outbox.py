@@ -55,11 +55,6 @@ _USED_BYTES = """
     FROM pragma_page_count, pragma_freelist_count, pragma_page_size
 """
 
-_UNTIL = (
-    "deadline = max(deadline, ?), header = json_set(header, '$.deadline', max(deadline, ?))"
-)
-
-
 @dataclass(frozen=True)
 class OutboxSize:
     """How many writes wait to be seen, and how many are kept after they were."""
@@ -84,7 +79,7 @@ class Outbox:
 
     def add(self, write: Write, *, sent_at: float | None = None) -> Write:
         """
-        Keep ``write``, which is about to be sent; a second time under its id changes nothing.
+        Keep ``write``, which is about to be sent; a second time under its id prolongs it at most.
 
         Returns it as it is to be sent: with the id of the write that must come before it.
 
@@ -103,7 +98,9 @@ class Outbox:
                     raise self._full(write)
                 connection.execute(
                     "INSERT INTO outbox (write_id, header, arguments, deadline, sent_at, order_key)"
-                    " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (write_id) DO NOTHING",
+                    " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (write_id) DO UPDATE "
+                    "SET deadline = max(deadline, excluded.deadline) "
+                    "WHERE arguments = excluded.arguments",
                     row,
                 )
                 after = connection.execute(
@@ -120,13 +117,13 @@ class Outbox:
         """The writes without an outcome here that were last sent by that Unix time, in order."""
         with self._transaction() as connection:
             rows = connection.execute(
-                f"SELECT header, arguments, ({_AFTER}) FROM outbox o "  # noqa: S608 - constant
+                f"SELECT header, arguments, deadline, ({_AFTER}) FROM outbox o "  # noqa: S608 - constant
                 "WHERE seen_at IS NULL AND sent_at <= ? ORDER BY seq LIMIT ?",
                 (time.time() - CLOCK_MARGIN, sent_before, limit),
             ).fetchall()
         return [
-            write_of({**json.loads(entry), "after": after or ""}, text)
-            for entry, text, after in rows
+            write_of({**json.loads(entry), "deadline": deadline, "after": after or ""}, text)
+            for entry, text, deadline, after in rows
         ]
 
     def waiting(self, *, limit: int) -> dict[str, tuple[float, str]]:
@@ -191,12 +188,12 @@ class Outbox:
 
         Until ``deadline`` if theirs was earlier: they were made once, and somebody was told so.
         """
-        change = f"seen_at = NULL, seen_term = NULL, sent_at = 0, {_UNTIL}"
-        self._update(change, (deadline, deadline), ids)
+        change = "seen_at = NULL, seen_term = NULL, sent_at = 0, deadline = max(deadline, ?)"
+        self._update(change, (deadline,), ids)
 
     def mark_told(self, ids: Sequence[str], deadline: float) -> None:
         """Their callers are told that they took effect: until ``deadline`` they are to be there."""
-        self._update(_UNTIL, (deadline, deadline), ids)
+        self._update("deadline = max(deadline, ?)", (deadline,), ids)
 
     def forget(self, *, seen_before: float, expired_before: float) -> list[str]:
         """

@@ -22,7 +22,7 @@ LINES = 260
 # The wiring, the life of a write, the provided reads and writes, the wire format, the consumer.
 LONGER = {
     "database": 420,
-    "forward": 455,
+    "forward": 465,
     "outbox": 270,
     "parts": 270,
     "repository": 305,

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ class Bench:
         (folder / "app.db-pos").write_text(f"{1:016x}/{1:016x}\n")
         self.wire = Wire(max_bytes=100_000)
         self.told: list[str] = []
+        self.transactions = 1
         self.messages: list[list[Write]] = []
         self.asked: list[list[str]] = []
         self.stored: dict[str, Outcome | str] = {}
@@ -121,6 +123,23 @@ class Bench:
         ]
         with self.engines.setup.begin() as connection:
             ledger.record(connection, entries)
+
+    def record(self, write: Write, outcome: Outcome) -> None:
+        """Let a row with that outcome be replicated."""
+        entry = ledger.Entry(
+            write.id, write.method, write.fingerprint, self.wire.dump_outcome(outcome), 1,
+            time.time(),
+        )
+        with self.engines.setup.begin() as connection:
+            ledger.record(connection, [entry])
+        self.transactions += 1
+        (self.engines.path.parent / "app.db-pos").write_text(f"{self.transactions:016x}/{1:016x}\n")
+
+    def replace(self, write: Write, outcome: Outcome) -> None:
+        """Let another row of that write be replicated."""
+        with self.engines.setup.begin() as connection:
+            ledger.forget(connection, [write.id])
+        self.record(write, outcome)
 
     def all_sent(self) -> list[Write]:
         """Return the writes of all messages, in order."""
@@ -310,7 +329,7 @@ def test_what_the_result_backend_knows_is_told_at_the_deadline(bench: Bench) -> 
     bench.stored = {
         writes[0].id: Committed(0, 1),
         writes[1].id: Refused(LookupError("no such thing"), 1),
-        writes[2].id: Expired(1),
+        writes[2].id: Expired(1, writes[2].deadline),
     }
     bench.go.clear()
     bench.start(bench.write(9))
@@ -324,6 +343,32 @@ def test_what_the_result_backend_knows_is_told_at_the_deadline(bench: Bench) -> 
     assert futures[2].result(TIMEOUT) == Expired(1)
     assert isinstance(futures[3].exception(TIMEOUT), WriteTimeout)
     assert {write_id for asked in bench.asked for write_id in asked} == {w.id for w in writes}
+
+
+def test_a_row_that_an_earlier_call_let_expire_is_not_the_last_word(bench: Bench) -> None:
+    """A call under a used id waits for its own copy, which may run after the other expired."""
+    write = bench.write(5)
+    bench.record(write, Expired(1, write.deadline - 10))
+    future = bench.start(write)
+    until(lambda: bench.all_sent() == [write], "it was sent")
+    with pytest.raises(FutureTimeoutError):
+        future.result(0.3)
+    bench.replace(write, Committed(5))
+    assert future.result(TIMEOUT) == Committed(5, 1)
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_at_the_deadline_an_earlier_expiry_leaves_it_unknown(
+    bench: Bench, stored: bool,  # noqa: FBT001 - of a parameter
+) -> None:
+    """Neither the ledger nor the result backend can say of another copy that this one expired."""
+    write = bench.write(5)
+    early = Expired(1, write.deadline - 10)
+    bench.record(write, early)
+    if stored:
+        bench.stored[write.id] = early
+    with pytest.raises(WriteTimeout):
+        bench.start(write, timeout=0.3).result(TIMEOUT)
 
 
 def test_what_hinders_the_primary_is_told_at_the_deadline(bench: Bench) -> None:
@@ -340,7 +385,7 @@ def test_an_expired_write_is_an_error_of_its_call(bench: Bench) -> None:
     write = bench.write(1)
     future = bench.start(write)
     with bench.engines.setup.begin() as connection:
-        outcome = bench.wire.dump_outcome(Expired())
+        outcome = bench.wire.dump_outcome(Expired(1, write.deadline))
         ledger.record(
             connection,
             [ledger.Entry(write.id, write.method, write.fingerprint, outcome, 1, time.time())],
