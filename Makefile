@@ -31,10 +31,10 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.demo
+bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks $(ARGS)
 
-$(VENV)/.demo $(VENV)/.test $(VENV)/.lint: $(VENV)/.%: $(VENV)/.wheel
+$(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.bench: $(VENV)/.%: $(VENV)/.wheel
 	@echo "installing litefs-celery[$*] into $(VENV)"
 	@$(PIP) install "$$(ls $(VENV)/dist/*.whl)[$*$(if $(filter test,$*),$(COMPOSE))]" \
 	  $(if $(OLDEST),"celery==5.6.3")

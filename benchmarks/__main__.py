@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import handovers, idle, moves, report, where
+from benchmarks import handovers, idle, moves, plots, report, where
 from benchmarks.rounds import FULL, QUICK, Rounds, Sizes
 from benchmarks.site import Site
 from benchmarks.stats import Book
@@ -51,6 +51,11 @@ def main() -> int:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(document, indent=1) + "\n")
     print(f"\nkept in {options.output}")
+    for name, found in document["sites"].items():
+        if not options.where:
+            picture = options.output.with_name(f"{options.output.stem}-{name}.png")
+            plots.draw(name, found, picture)
+            print(f"drawn in {picture}")
     return 0
 
 

@@ -123,7 +123,10 @@ class Site:
 
     def processes(self, node: Any, redis: RedisServer, part: str = "") -> NodeProcesses:
         """Make the processes of a node on that broker; not started."""
-        environ = {"BENCHMARK_TRACE": str(self.trace_file(node.name))}
+        environ = {
+            "BENCHMARK_TRACE": str(self.trace_file(node.name)),
+            "LITEFS_CELERY_OUTBOX_DIR": str(self.directory / "outbox"),
+        }
         if self._steps:
             environ["BENCHMARK_STEPS"] = "1"
         directory = self.directory / node.name / part
