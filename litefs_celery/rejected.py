@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kombu import Queue
-
 from . import observe
-from .tasks import connection_for
+from .tasks import connection_for, kept_queue
 
 if TYPE_CHECKING:
     from .database import LiteFSCelery
@@ -20,7 +18,7 @@ def set_aside(db: LiteFSCelery, source: str, content: Any, reason: str) -> None:
     try:
         with (
             connection_for(db.app, timeout=timeout) as connection,
-            connection.SimpleQueue(Queue(queue, "", queue)) as simple,
+            connection.SimpleQueue(kept_queue(queue)) as simple,
         ):
             simple.put({"reason": reason, "queue": source, "message": repr(content)})
     except Exception:  # noqa: BLE001 - what comes after it must go on; it is logged whole
