@@ -114,6 +114,11 @@ class RabbitBroker:
             [str(_program("rabbitmq-server"))], directory / "rabbitmq.log", self._environ
         )
 
+    @property
+    def pid(self) -> int:
+        """The id of its first process, which leads their group."""
+        return self._process.pid
+
     def start(self) -> None:
         """Start it and wait until it answers."""
         self._epmd.start()
@@ -139,13 +144,19 @@ class RabbitBroker:
 
     def unacknowledged(self, queue: str) -> int:
         """How many messages of a queue a worker has taken and not acknowledged."""
-        listed = subprocess.run(
-            [str(_program("rabbitmqctl")), "--node", "litefs@localhost", "--quiet", "list_queues",
-             "--formatter", "json", "name", "messages_unacknowledged"],
-            env={**os.environ, **self._environ}, capture_output=True, text=True, check=True,
-        )
-        counts = {row["name"]: row["messages_unacknowledged"] for row in json.loads(listed.stdout)}
+        listed = self.control("list_queues", "name", "messages_unacknowledged")
+        counts = {row["name"]: row["messages_unacknowledged"] for row in listed}
         return int(counts.get(queue, 0))
+
+    def control(self, *command: str) -> Any:
+        """What rabbitmqctl answers to a command."""
+        ended = subprocess.run(
+            [str(_program("rabbitmqctl")), "--node", "litefs@localhost", "--quiet",
+             "--formatter", "json", *command],
+            env={**os.environ, **self._environ}, capture_output=True, text=True, check=False,
+        )
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        return json.loads(ended.stdout) if ended.stdout.strip() else None
 
     def take_all(self, queue: str) -> list[Any]:
         """Take what waits in a queue out of it, the oldest first."""
