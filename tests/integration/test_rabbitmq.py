@@ -191,6 +191,41 @@ def test_a_silent_broker_holds_nobody(sender: Sender, app: Celery, silent: Any) 
     sender.publish([a_write()])
 
 
+def test_what_was_confirmed_survives_a_kill(rabbit: RabbitBroker, sender: Sender) -> None:
+    """After kill -9 of the broker every write that it confirmed is there, and more can be sent."""
+    for _ in range(10):
+        sender.publish([a_write()])
+    rabbit.kill()
+    with pytest.raises(Unsent) as caught:
+        sender.publish([a_write()])
+    assert caught.value.maybe_sent is False
+    rabbit.start()
+    sender.publish([a_write()])
+    until(lambda: rabbit.waiting(QUEUE) == 11, "all that was confirmed")
+
+
+def test_a_broker_without_memory_holds_nobody(rabbit: RabbitBroker, sender: Sender) -> None:
+    """While RabbitMQ takes nothing, for want of memory, publishing ends at the timeout."""
+    sender.publish([a_write()])
+    rabbit.control("set_vm_memory_high_watermark", "0.00001")
+    try:
+
+        def stops() -> bool:
+            started = time.monotonic()
+            try:
+                sender.publish([a_write()])
+            except Unsent as unsent:
+                assert unsent.maybe_sent  # noqa: PT017 - one of several attempts
+                assert time.monotonic() - started < SOON
+                return True
+            return False
+
+        until(stops, "the alarm")
+    finally:
+        rabbit.control("set_vm_memory_high_watermark", "0.4")
+    until(lambda: not stops(), "the end of the alarm")
+
+
 def test_a_queue_that_was_deleted_is_made_again(rabbit: RabbitBroker, sender: Sender) -> None:
     """Without its queue a write is surely not sent, and the next attempt makes the queue."""
     sender.publish([a_write()])
