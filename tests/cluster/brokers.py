@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,14 @@ def missing_rabbit() -> list[str]:
 def _program(name: str) -> str | None:
     own = DEBIAN / name
     return str(own) if own.exists() else shutil.which(name)
+
+
+def _runs(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 class RedisBroker:
@@ -85,6 +93,7 @@ class RabbitBroker:
         port, epmd_port = free_port(), free_port()
         self.url = f"amqp://guest:guest@127.0.0.1:{port}//"
         self._queues = queues
+        self._data = directory / "data"
         (directory / "plugins").write_text("[].\n")
         # How soon the counts of a quorum queue are brought up to date: 5 s by default.
         (directory / "advanced.config").write_text("[{rabbit, [{quorum_tick_interval, 200}]}].\n")
@@ -96,7 +105,7 @@ class RabbitBroker:
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODE_PORT": str(port),
             "RABBITMQ_DIST_PORT": str(free_port()),
-            "RABBITMQ_MNESIA_BASE": str(directory / "data"),
+            "RABBITMQ_MNESIA_BASE": str(self._data),
             "RABBITMQ_LOG_BASE": str(directory),
             "RABBITMQ_LOGS": "-",
             "RABBITMQ_PID_FILE": str(directory / "pid"),
@@ -126,8 +135,10 @@ class RabbitBroker:
         wait_until(self._answers, START_TIMEOUT, self._process.tail)
 
     def kill(self) -> None:
-        """``kill -9``."""
+        """``kill -9``, and wait until the last of its processes is gone."""
+        group = self._process.pid
         self._process.kill()
+        wait_until(lambda: not _runs(group), START_TIMEOUT)
 
     def stop(self) -> None:
         """Stop it."""
@@ -178,11 +189,23 @@ class RabbitBroker:
                 )
                 channel.basic_publish(message, exchange="", routing_key=queue, mandatory=True)
 
+    def has_noted(self, queue: str) -> bool:
+        """Whether the name of a quorum queue is on the disk, so that it survives ``kill -9``."""
+        names = self._data.glob("*/quorum/*/names.dets")
+        return any(queue.encode() in path.read_bytes() for path in names)
+
     def forget(self) -> None:
-        """Lose everything."""
-        with self._connected() as connection, connection.channel() as channel:
+        """Lose all that waits."""
+        for queue in self._queues:
+            # One that is not there closes the channel.
+            with self._connected() as connection, suppress(*connection.channel_errors):
+                connection.default_channel.queue_purge(queue)
+
+    def delete(self) -> None:
+        """Lose the queues as well."""
+        with self._connected() as connection:
             for queue in self._queues:
-                channel.queue_delete(queue)
+                connection.default_channel.queue_delete(queue)
 
     @contextmanager
     def _connected(self) -> Iterator[Connection]:
