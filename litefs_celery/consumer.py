@@ -13,11 +13,10 @@ from celery.utils.saferepr import saferepr
 from kombu import Connection, Consumer
 from kombu.message import Message
 
-from . import observe
+from . import amqp_queue, observe, redis_queue
 from .detector import Term
 from .errors import OutcomeUnreadable, OutOfTurn
 from .message import writes_in
-from .redis_queue import Popped, acknowledge, keep_client, restore_unacknowledged
 from .rejected import Rejected
 from .tasks import connection_for, primary_queue
 from .telling import Telling
@@ -30,9 +29,6 @@ IDLE_POLL = 0.1  # how soon a lost term is acted on; costs no broker command
 MORE_POLL = 0.001  # for the next message, when one has just come
 TAKE_LIMIT = 0.02  # how long results may wait while messages keep coming
 BUSY_POLL = 0.005  # while writes run: how soon their results and acknowledgements go out
-# kombu's BRPOP ends after a second by itself; a message it popped after our cancel is given back
-# by kombu only if somebody still reads (kombu 5.6.2, 5.7.0).
-BRPOP_END = 1.2
 HAND_BACK_TIMEOUT = 10.0
 RETRY_INTERVAL_LIMIT = 5.0
 
@@ -76,9 +72,10 @@ class PrimaryConsumer:
         self._thread: threading.Thread | None = None
         self._running: dict[Future[Outcome], _Running] = {}
         self._done: deque[Future[Outcome]] = deque()
+        self._late: list[Message] = []
         self._broker_failures = 0
         self._commit_failures = 0
-        self._popped = Popped()
+        self._popped = redis_queue.Popped()
         self._rejected = Rejected(db.name, db.settings, self._queue.name)
 
     def start(self) -> None:
@@ -95,7 +92,7 @@ class PrimaryConsumer:
         self._wake.set()
         thread, self._thread = self._thread, None
         if thread is not None:
-            thread.join(HAND_BACK_TIMEOUT + BRPOP_END)
+            thread.join(HAND_BACK_TIMEOUT + redis_queue.BRPOP_END)
 
     def term_changed(self) -> None:
         """The detector's term began or ended; called from its thread, does nothing but wake."""
@@ -133,13 +130,14 @@ class PrimaryConsumer:
                 self._broker_failures += 1
                 pause = _back_off(self._broker_failures)
                 observe.logger.warning(
-                    "consuming %s failed (%r); trying again in %.1f s", self._queue.name, error,
-                    pause,
+                    "consuming %s failed (%r); trying again in %.1f s", self._queue.name,
+                    amqp_queue.explained(error, self._queue.name), pause,
                 )
                 term.lost.wait(pause)
             finally:
                 self._running.clear()
                 self._done.clear()
+                self._late.clear()
                 self._moved(consuming=False)
                 self._idle.set()
 
@@ -149,7 +147,7 @@ class PrimaryConsumer:
         with connection_for(db.app, timeout=timeout, name=db.queue) as connection:
             connection.ensure_connection(max_retries=1, timeout=timeout)
             channel = connection.default_channel
-            keep_client(channel)
+            redis_queue.keep_client(channel)
             self._popped.watch(channel)
             self._telling.through(connection)
             self._rejected.through(connection)
@@ -166,7 +164,7 @@ class PrimaryConsumer:
         """Consume until the term ends."""
         channel = connection.default_channel
         self._idle.clear()
-        restore_unacknowledged(channel)
+        redis_queue.restore_unacknowledged(channel)
         self._popped.put_back(channel, self._queue.name)
         consumer.consume()
         self._moved(consuming=True)
@@ -177,6 +175,7 @@ class PrimaryConsumer:
                 self._finish()
         finally:
             consumer.cancel()
+            self._return_late()
             self._moved(consuming=False)
 
     def _moved(self, *, consuming: bool) -> None:
@@ -190,10 +189,12 @@ class PrimaryConsumer:
         limit = self._db.settings.prefetch_limit
         if len(self._running) >= limit:
             term.lost.wait(BUSY_POLL)
+            amqp_queue.beat(connection, reads=False)
             return
         more = self._drain(connection, BUSY_POLL if self._running else IDLE_POLL)
         while more and time.monotonic() < until and len(self._running) < limit:
             more = self._drain(connection, MORE_POLL)
+        amqp_queue.beat(connection)
 
     def _drain(self, connection: Connection, timeout: float) -> bool:
         """Take one message; returns whether there was one."""
@@ -226,7 +227,7 @@ class PrimaryConsumer:
             message.ack()
             return
         if term is None:
-            message.requeue()
+            self._late.append(message)
             return
         taken = _Taken(message, len(writes))
         for write in writes:
@@ -239,7 +240,7 @@ class PrimaryConsumer:
         """Results, then events, then acknowledgements of the writes that are committed."""
         db = self._db
         done: list[tuple[_Running, Outcome]] = []
-        failed: list[tuple[Write, str]] = []
+        problems: list[tuple[Write, str]] = []
         ended: list[_Taken] = []
         while self._done:
             future = self._done.popleft()
@@ -252,7 +253,7 @@ class PrimaryConsumer:
                 # Of these two its origin sends the one again, and can read the other's row.
                 if not isinstance(error, OutOfTurn | OutcomeUnreadable):
                     taken.error = error
-                    failed.append((running.write, f"{error}; on node {db.settings.node}"))
+                    problems.append((running.write, f"{error}; on node {db.settings.node}"))
             else:
                 done.append((running, future.result()))
             if not taken.left:
@@ -260,11 +261,16 @@ class PrimaryConsumer:
         if done:
             self._commit_failures = 0
         db.stored.keep([(running.write, outcome) for running, outcome in done])
-        db.stored.note(failed)
+        db.stored.note(problems)
         for running, outcome in done:
             self._telling.ended(running.write, outcome, time.monotonic() - running.started)
-        acknowledge([taken.message for taken in ended if taken.error is None])
-        self._give_back([taken for taken in ended if taken.error is not None])
+        failed = [taken for taken in ended if taken.error is not None]
+        held = [running.taken for running in self._running.values()] + failed
+        redis_queue.acknowledge(amqp_queue.acknowledge_first(
+            [taken.message for taken in ended if taken.error is None],
+            [message.delivery_tag for message in (*self._late, *(t.message for t in held))],
+        ))
+        self._give_back(failed)
         self._telling.flush()
 
     def _give_back(self, failed: list[_Taken]) -> None:
@@ -282,13 +288,20 @@ class PrimaryConsumer:
         for taken in failed:
             taken.message.requeue()
 
+    def _return_late(self) -> None:
+        """Give back what came after the term; not before the consumer is cancelled, or it spins."""
+        while self._late:
+            self._late.pop().requeue()
+
     def _hand_back(self, connection: Connection) -> Term | None:
         """Finish what runs and give back what comes late; the next term, if one begins before."""
         deadline = time.monotonic() + HAND_BACK_TIMEOUT
-        read_until = time.monotonic() + BRPOP_END
+        read_until = time.monotonic() + redis_queue.late_for(connection.default_channel)
         while time.monotonic() < deadline:
             self._drain(connection, BUSY_POLL)
+            self._return_late()
             self._finish()
+            amqp_queue.beat(connection)
             if self._running:
                 continue
             self._idle.set()

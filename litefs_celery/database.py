@@ -414,6 +414,6 @@ class LiteFSCelery:
         """Submit a read to the worker of ``node``, by default this one."""
         queue = f"{self.settings.read_queue_prefix}{node or self.settings.node}"
         return self.app.send_task(
-            name, args=(text,), queue=tasks.primary_queue(queue),
+            name, args=(text,), queue=tasks.read_queue(queue),
             argsrepr=shown[0], kwargsrepr=shown[1],
         )

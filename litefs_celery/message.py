@@ -12,6 +12,10 @@ from .wire import Write, fingerprint
 
 # Under this name in the headers: a list with an entry for each write of the message.
 HEADER = "litefs"
+# AMQP's headers must fit into one frame: 131,072 bytes, also Celery's own (RabbitMQ 3.10).
+HEADERS_LIMIT = 100_000
+# What an entry takes beside its texts of any length: names, types, ids, marks.
+ENTRY_BYTES = 500
 
 
 def header(writes: Sequence[Write], signer: WriteSigner | None = None) -> list[dict[str, Any]]:
@@ -42,15 +46,24 @@ def arguments(writes: Sequence[Write]) -> tuple[str, ...]:
 def bundles(writes: Sequence[Write], *, max_writes: int, max_bytes: int) -> Iterator[list[Write]]:
     """``writes`` in their order, in parts that each fit one message; one alone always does."""
     part: list[Write] = []
-    size = 0
+    size = headers = 0
     for write in writes:
-        if part and (len(part) >= max_writes or size + len(write.arguments) > max_bytes):
+        entry = _entry_bytes(write)
+        full = len(part) >= max_writes or headers + entry > HEADERS_LIMIT
+        if part and (full or size + len(write.arguments) > max_bytes):
             yield part
-            part, size = [], 0
+            part, size, headers = [], 0, 0
         part.append(write)
         size += len(write.arguments)
+        headers += entry
     if part:
         yield part
+
+
+def _entry_bytes(write: Write) -> int:
+    return ENTRY_BYTES + len(write.method) + sum(
+        len(text.encode(errors="surrogatepass")) for text in write.shown
+    )
 
 
 def writes_in(

@@ -11,6 +11,10 @@ from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 
+# kombu's BRPOP ends after a second by itself; a message it popped after our cancel is given back
+# by kombu only if somebody still reads (kombu 5.6.2, 5.7.0).
+BRPOP_END = 1.2
+
 
 def keep_client(channel: Any) -> None:
     """
@@ -98,7 +102,7 @@ def acknowledge(messages: list[Message]) -> None:
     if not messages:
         return
     channel = messages[0].channel
-    if not hasattr(channel.qos, "restore_by_tag"):
+    if not _is_redis(channel):
         for message in messages:
             message.ack()
         return
@@ -119,12 +123,21 @@ def restore_unacknowledged(channel: Any) -> None:
     kombu would do so after the visibility timeout, an hour. What is still being worked on
     comes twice; the ledger answers it.
     """
-    qos = channel.qos
-    if not hasattr(qos, "restore_by_tag"):
+    if not _is_redis(channel):
         return
+    qos = channel.qos
     with channel.conn_or_acquire() as client:
         # kombu adds the prefix to most commands, not to this one (5.6.2, 5.7.0).
         for tag in client.hkeys(f"{channel.global_keyprefix}{qos.unacked_key}"):
             qos.restore_by_tag(tag, client)
     # The periodic sweep is not needed then, and would cost an idle node commands.
     qos.restore_visible = lambda *_args, **_options: None
+
+
+def late_for(channel: Any) -> float:
+    """How long after a cancelled consumer messages may still come to it; AMQP keeps the order."""
+    return BRPOP_END if _is_redis(channel) else 0.0
+
+
+def _is_redis(channel: Any) -> bool:
+    return hasattr(getattr(channel, "qos", None), "restore_by_tag")

@@ -6,12 +6,12 @@ from typing import Any
 
 from celery import Celery
 from celery.utils.saferepr import saferepr
-from kombu import Connection, Producer, Queue
+from kombu import Connection, Producer
 
 from . import observe
 from .config import Settings
 from .redis_queue import trim
-from .tasks import connection_for
+from .tasks import connection_for, kept_queue
 
 
 class Rejected:
@@ -32,8 +32,7 @@ class Rejected:
     def through(self, connection: Connection) -> None:
         """Send through ``connection`` from now on."""
         self._producer = Producer(connection.default_channel)
-        name = self._settings.rejected_queue
-        Queue(name, "", name).bind(connection.default_channel).declare()
+        kept_queue(self._settings.rejected_queue).bind(connection.default_channel).declare()
 
     def keep(self, content: Any, reason: str) -> None:
         """Keep ``content`` as text, with ``reason``; where that fails it is in the log."""

@@ -10,7 +10,7 @@ from celery import bootsteps
 from celery.worker.control import control_command, inspect_command
 
 from . import handover
-from .tasks import primary_queue
+from .tasks import primary_queue, read_queue
 
 if TYPE_CHECKING:
     from .database import LiteFSCelery
@@ -30,7 +30,7 @@ class PrimaryStep(bootsteps.StartStopStep):
         for db in databases(c.app):
             c.app.amqp.queues.deselect(db.queue)
             if not db.standalone:
-                c.app.amqp.queues.select_add(primary_queue(db.settings.read_queue))
+                c.app.amqp.queues.select_add(read_queue(db.settings.read_queue))
 
     def start(self, c: Any) -> None:
         """Start what is not running yet; called again at each reconnect."""

@@ -13,6 +13,7 @@ from kombu import Connection, Queue
 from kombu.exceptions import LimitExceeded, OperationalError
 from kombu.pools import ProducerPool
 
+from . import amqp_queue
 from .forward import Unsent
 from .message import HEADER, arguments, header
 from .redis_queue import keep_client
@@ -30,6 +31,17 @@ def primary_queue(name: str) -> Queue:
     An own Queue object, never looked up in ``app.amqp.queues``: a look-up would add it there,
     and a worker without ``-Q`` consumes all that is there from its next reconnect on.
     """
+    return kept_queue(name)
+
+
+def kept_queue(name: str) -> Queue:
+    """A queue whose messages must not be lost: on RabbitMQ a quorum queue."""
+    arguments = dict(amqp_queue.QUORUM)
+    return Queue(name, exchange="", routing_key=name, durable=True, queue_arguments=arguments)
+
+
+def read_queue(name: str) -> Queue:
+    """The queue of one node's submitted reads, which its worker consumes beside its own."""
     return Queue(name, exchange="", routing_key=name, durable=True)
 
 
@@ -37,11 +49,14 @@ def connection_for(app: Celery, *, timeout: float, name: str = "") -> Connection
     """
     A connection of our own to the app's broker, with time limits.
 
-    Without them a silent Redis holds the caller for ever (redis-py has none by default).
-    ``name`` gives unacknowledged messages a key of their own, so that they can be restored
-    without touching those of the app's other tasks.
+    Without them a silent broker holds the caller for ever (redis-py and amqp have none by
+    default). With ``name`` it is one to consume through: on Redis that gives unacknowledged
+    messages a key of their own, so that they can be restored without touching those of the app's
+    other tasks.
     """
     connection = app.connection_for_read() if name else app.connection_for_write()
+    if amqp_queue.is_amqp(connection):
+        return amqp_queue.with_limits(connection, timeout, publishes=not name)
     if connection.transport.driver_type != "redis":
         return connection
     options = {
@@ -80,18 +95,21 @@ class Sender:
         connected = False
         try:
             with self._producers().acquire(block=True, timeout=self._timeout) as producer:
+                connection = producer.connection
+                amqp_queue.drop_if_closed(connection, self._timeout)
                 # kombu would sleep 2 s before its one retry; retrying is the forwarder's.
-                producer.connection.ensure_connection(
+                connection.ensure_connection(
                     max_retries=1, interval_start=0, timeout=self._timeout
                 )
                 connected = True
-                keep_client(producer.channel)
-                with _library_errors(producer.connection):
+                with self._library_errors(connection):
+                    keep_client(producer.channel)
                     self._send(producer, writes)
         except LimitExceeded as error:
             raise Unsent(error, maybe_sent=False) from error  # all connections are in use
         except (OperationalError, OSError, TimeoutError) as error:
-            raise Unsent(error, maybe_sent=connected) from error
+            unsent = amqp_queue.is_surely_unsent(error.__cause__)
+            raise Unsent(error, maybe_sent=connected and not unsent) from error
 
     def _send(self, producer: Any, writes: Sequence[Write]) -> None:
         # Not app.send_task, which takes twice as long for routes, options and results that do
@@ -102,6 +120,7 @@ class Sender:
         app.amqp.send_task_message(
             producer, first.method, message, queue=self._queue, retry=False, serializer="json",
             headers={HEADER: header(writes, self._signer)},
+            mandatory=True,  # AMQP: else it confirms what it drops, as the queue is not there
         )
         if sent_events and len(writes) > 1:
             dispatcher = app.events.Dispatcher(enabled=False)
@@ -110,6 +129,18 @@ class Sender:
                 dispatcher.publish(
                     "task-sent", {**event, "queue": self._queue.name}, producer, retry=False
                 )
+
+    @contextlib.contextmanager
+    def _library_errors(self, connection: Connection) -> Iterator[None]:
+        """Each transport raises its own library's errors; here they are all kombu's."""
+        try:
+            yield
+        except OperationalError:
+            amqp_queue.drop(connection)
+            raise
+        except amqp_queue.errors(connection) as error:
+            amqp_queue.drop(connection)
+            raise amqp_queue.explained(error, self._queue.name) from error
 
     def _producers(self) -> ProducerPool:
         # By process: sockets inherited over a fork must not be written to by two processes.
@@ -132,17 +163,6 @@ def _task_message(app: Celery, write: Write, args: tuple[str, ...], *, sent_even
         write.id, write.method, args=args, argsrepr=write.shown[0], kwargsrepr=write.shown[1],
         ignore_result=True, create_sent_event=sent_event,
     )
-
-
-@contextlib.contextmanager
-def _library_errors(connection: Connection) -> Iterator[None]:
-    """Each transport raises its own library's errors; here they are all kombu's."""
-    try:
-        yield
-    except OperationalError:
-        raise
-    except (*connection.connection_errors, *connection.channel_errors) as error:
-        raise OperationalError(str(error)) from error
 
 
 def register_write(

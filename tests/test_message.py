@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from litefs_celery.message import arguments, bundles, header, writes_in
+from litefs_celery.message import HEADERS_LIMIT, arguments, bundles, header, writes_in
 from litefs_celery.wire import Write
 
 
@@ -40,6 +40,20 @@ def test_bundles_keep_order_and_limits() -> None:
         [10, 10, 10], [50, 10], [200], [10],
     ]
     assert list(bundles([], max_writes=3, max_bytes=70)) == []
+
+
+@pytest.mark.parametrize("letter", ["x", "é", "\N{GRINNING FACE}", "\ud800"])
+def test_bundles_keep_headers_small(letter: str) -> None:
+    """What is shown of the arguments of a message's writes stays below what AMQP's headers hold."""
+    writes = [a_write(text="x", shown=(letter * 1_024, "{}")) for _ in range(128)]
+    parts = list(bundles(writes, max_writes=128, max_bytes=10_000))
+    assert [write for part in parts for write in part] == writes
+    sizes = [
+        sum(len(text.encode(errors="surrogatepass")) for write in part for text in write.shown)
+        for part in parts
+    ]
+    assert max(sizes) <= HEADERS_LIMIT
+    assert len(parts) < 10
 
 
 def first(headers: dict) -> dict:

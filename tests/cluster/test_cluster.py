@@ -13,10 +13,12 @@ import uuid
 
 import pytest
 
+from tests.cluster.brokers import GARBAGE
 from tests.cluster.site import (
     PATIENCE,
     QUEUE,
     READING,
+    REJECTED,
     CallError,
     OpenTransaction,
     Site,
@@ -194,10 +196,10 @@ def test_broker_is_restarted(site: Site) -> None:
     """A broker that dies and comes back costs no write and leaves every worker consuming."""
     writers = Writers(site, site.replicas(), code("broker"))
     writers.wait_for(20)
-    site.redis.kill()
+    site.broker.kill()
     refused_at = time.monotonic()
     wait_until(lambda: time.monotonic() - refused_at > 2, PATIENCE)
-    site.redis.start()
+    site.broker.start()
     for processes in site.processes.values():
         processes.worker.start()  # a supervisor's part: celery 5.7.0 may exit
     writers.wait_for(20)
@@ -263,42 +265,30 @@ def test_committed_but_not_here_yet_is_told_apart(site: Site) -> None:
 def test_the_same_message_three_times_takes_effect_once(site: Site) -> None:
     """Whatever the broker delivers again is answered from the ledger."""
     name, caller = region(site, "thrice"), site.on(site.replicas()[0])
-    worker, broker = site.processes[site.primary()].worker, site.redis.client()
+    worker = site.processes[site.primary()].worker
     worker.kill()
     waiting = caller.submit("regions.visit", name, timeout=60)
-    wait_until(lambda: broker.llen(QUEUE), PATIENCE)
-    message = broker.lrange(QUEUE, 0, 0)[0]
-    broker.lpush(QUEUE, message, message)
+    wait_until(site.waiting, PATIENCE)
+    message = site.broker.take_all(QUEUE)[0]
+    site.broker.put(QUEUE, message, message, message)
     worker.start()
     assert waiting.result(PATIENCE) == 1
-    wait_until(lambda: broker.llen(QUEUE) == 0, PATIENCE, site.tails)
+    wait_until(lambda: site.waiting() == 0, PATIENCE, site.tails)
     assert site.on(site.primary()).call("regions.visit", name) == 2
     assert everywhere(site, "SELECT visits FROM regions WHERE code = ?", name) == [(2,)]
 
 
-GARBAGE = (
-    b"\xff\xfe not text", b"not json", b'{"hello": 1}', b"[1, 2]", b"5", b"null", b"{}",
-    b'{"body": "e30=", "headers": {}, "properties": {}}',
-    (
-        b'{"body": "!!", "headers": {"task": "x", "id": "y"}, "content-type": "application/json",'
-        b' "content-encoding": "utf-8", "properties": {"delivery_tag": "t",'
-        b' "body_encoding": "base64",'
-        b' "delivery_info": {"exchange": "", "routing_key": "litefs-primary"}}}'
-    ),
-)
-
-
 def test_what_is_no_write_is_set_aside(site: Site) -> None:
     """Malformed, foreign and truncated messages are kept aside; writing goes on."""
-    name, caller, broker = region(site, "junk"), site.on(site.replicas()[0]), site.redis.client()
+    name, caller = region(site, "junk"), site.on(site.replicas()[0])
     pid = site.processes[site.primary()].worker.pid
-    before = broker.llen("litefs-rejected")
+    before = site.waiting(REJECTED)
     for garbage in GARBAGE:
-        broker.lpush(QUEUE, garbage)
+        site.broker.put_raw(QUEUE, garbage)
     assert caller.call("regions.visit", name) == 1
     wait_until(
-        lambda: broker.llen("litefs-rejected") == before + len(GARBAGE), PATIENCE,
-        lambda: f"{broker.llen('litefs-rejected')} {site.tails()}",
+        lambda: site.waiting(REJECTED) == before + len(GARBAGE), PATIENCE,
+        lambda: f"{site.waiting(REJECTED)} {site.tails()}",
     )
     assert site.processes[site.primary()].worker.pid == pid
     assert site.processes[site.primary()].worker.is_alive()
@@ -317,7 +307,7 @@ def test_many_callers_at_once(site: Site) -> None:
 def test_a_write_needs_no_slot_of_the_users_pool(site: Site) -> None:
     """Tasks that fill every slot of the pool can still write and wait for it."""
     name, replica = region(site, "slots"), site.replicas()[0]
-    assert visit_in_tasks(site.redis, name, tasks=8, visits=5) == [5] * 8
+    assert visit_in_tasks(site, name, tasks=8, visits=5) == [5] * 8
     assert site.on(replica).call("regions.visit", name) == 41
 
 

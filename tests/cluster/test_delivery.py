@@ -31,21 +31,20 @@ def submit_unserved(site: Site, caller: Any, name: str, **options: Any) -> Any:
     """A visit that waits, with its message in a queue whose consumer is dead."""
     site.processes[site.primary()].worker.kill()
     waiting = caller.submit("regions.visit", name, **options)
-    wait_until(lambda: site.redis.client().llen(QUEUE), PATIENCE)
+    wait_until(site.waiting, PATIENCE)
     return waiting
 
 
 def test_a_write_whose_message_is_lost_is_sent_again(site: Site) -> None:
     """A waiting write takes effect once though its message was lost, and later turned up."""
-    name, caller, broker = region(site, "lost"), site.on(site.replicas()[0]), site.redis.client()
+    name, caller = region(site, "lost"), site.on(site.replicas()[0])
     write_id = str(uuid.uuid4())
     waiting = submit_unserved(site, caller, name, write_id=write_id, timeout=60)
-    message = broker.lindex(QUEUE, 0)
-    broker.delete(QUEUE)
+    message = site.broker.take_all(QUEUE)[0]
     site.processes[site.primary()].worker.start()
     assert waiting.result(PATIENCE) == 1
     assert caller.call("db.resent", write_id)
-    broker.lpush(QUEUE, message)
+    site.broker.put(QUEUE, message)
     assert caller.call("regions.visit", name) == 2
     assert visits(site, name) == 2
 
@@ -82,7 +81,7 @@ def test_what_a_primary_took_and_did_not_run_is_handed_back(site: Site) -> None:
     """With its term a primary gives back what it has not run; the next one runs each once."""
     neighbour, heir = site.replicas()
     caller = site.on(neighbour)
-    name, broker = region(site, "back"), site.redis.client()
+    name = region(site, "back")
     query = "SELECT max(epoch) FROM _litefs_celery_terms"
     [(epoch,)] = everywhere(site, query)
     with site.gate() as gate:
@@ -94,8 +93,8 @@ def test_what_a_primary_took_and_did_not_run_is_handed_back(site: Site) -> None:
         site.processes[heir].worker.kill()
         site.cluster.promote(heir, PATIENCE)
     wait_until(
-        lambda: (site.unacknowledged(), broker.llen(QUEUE)) == (0, len(ids)), PATIENCE,
-        lambda: f"{site.unacknowledged()} {broker.llen(QUEUE)} {site.tails()}",
+        lambda: (site.unacknowledged(), site.waiting()) == (0, len(ids)), PATIENCE,
+        lambda: f"{site.unacknowledged()} {site.waiting()} {site.tails()}",
     )
     site.processes[heir].worker.start()
     for write_id in ids:
@@ -134,11 +133,11 @@ def test_a_worker_killed_in_the_middle_of_a_group(site: Site) -> None:
 def test_a_write_that_timed_out_is_found_committed(site: Site) -> None:
     """A caller told "unknown" learns that its write ran, once its node has replicated it."""
     name, replica, write_id = region(site, "unknown"), site.replicas()[0], str(uuid.uuid4())
-    caller, broker = site.on(replica), site.redis.client()
+    caller, results = site.on(replica), site.redis.client()
     with OpenTransaction(site.cluster.node(replica).database(), *READING, mode="ro"):
         waiting = caller.submit("regions.visit", name, write_id=write_id, timeout=4)
         # Beside the row there is the stored result; without it nothing is known here.
-        wait_until(lambda: broker.delete(f"celery-task-meta-{write_id}"), PATIENCE, site.tails)
+        wait_until(lambda: results.delete(f"celery-task-meta-{write_id}"), PATIENCE, site.tails)
         with pytest.raises(CallError) as unknown:
             waiting.result(PATIENCE)
         assert (unknown.value.kind, unknown.value.write_id) == ("WriteTimeout", write_id)

@@ -20,6 +20,7 @@ from tests.cluster.site import (
     OLD_KEY,
     PATIENCE,
     QUEUE,
+    REJECTED,
     SIGNING_KEYS,
     Site,
     everywhere,
@@ -30,7 +31,6 @@ from tests.cluster.site import (
 from worker.fleet import wait_until
 
 COUNT = 20
-REJECTED = "litefs-rejected"
 
 
 def outbox(site: Site, node: str) -> Any:
@@ -41,12 +41,12 @@ def outbox(site: Site, node: str) -> Any:
 def test_submitted_writes_survive_a_broker_that_forgets(kept_site: Site) -> None:
     """A broker emptied before the primary took anything loses and doubles no submitted write."""
     site, replica = kept_site, kept_site.replicas()[0]
-    name, caller, broker = region(site, "forgot"), site.on(replica), site.redis.client()
+    name, caller = region(site, "forgot"), site.on(replica)
     worker = site.processes[site.primary()].worker
     worker.kill()
     ids = [caller.call("regions.visit", name, delay=True) for _ in range(COUNT)]
-    wait_until(lambda: broker.llen(QUEUE) >= COUNT, PATIENCE)
-    broker.flushall()
+    wait_until(lambda: site.waiting() >= COUNT, PATIENCE)
+    site.broker.forget()
     worker.start()
     for write_id in ids:
         caller.call("db.await_outcome", write_id, 60)
@@ -58,12 +58,12 @@ def test_submitting_needs_no_broker(kept_site: Site) -> None:
     """While the broker is away a write is submitted all the same, and goes out when it is back."""
     site, replica = kept_site, kept_site.replicas()[0]
     name, caller = region(site, "away"), site.on(replica)
-    site.redis.kill()
+    site.broker.kill()
     try:
         ids = [caller.call("regions.visit", name, delay=True) for _ in range(3)]
         assert outbox(site, replica)["waiting"] >= len(ids)
     finally:
-        site.redis.start()
+        site.broker.start()
     for write_id in ids:
         caller.call("db.await_outcome", write_id, 60)
     assert visits(site, name) == len(ids)
@@ -73,9 +73,9 @@ def test_submitted_writes_of_one_key_keep_their_order(kept_site: Site) -> None:
     """Through a killed worker, an emptied broker and a handoff, each comes after the one before."""
     site, (origin, heir) = kept_site, sorted(kept_site.replicas())
     keys = {key: region(site, key) for key in ("first", "second")}
-    caller, broker = site.on(origin), site.redis.client()
+    caller = site.on(origin)
     worker = site.processes[site.primary()].worker
-    faults = {15: worker.kill, 30: broker.flushall, 45: worker.start,
+    faults = {15: worker.kill, 30: site.broker.forget, 45: worker.start,
               60: lambda: site.cluster.promote(heir, PATIENCE)}
     ids = []
     for number in range(90):
@@ -138,12 +138,12 @@ def visit(name: str) -> Write:
 
 def test_a_forged_write_changes_nothing(kept_site: Site) -> None:
     """Without the key nobody has a write run, on the queue or as a task; with it anybody has."""
-    site, broker = kept_site, kept_site.redis.client()
-    name, rejected = region(site, "forged"), broker.llen(REJECTED)
+    site = kept_site
+    name, rejected = region(site, "forged"), site.waiting(REJECTED)
     key = site.processes[site.primary()].environ[SIGNING_KEYS]
     signers = [None, WriteSigner(("guessed-" * 8,), QUEUE), WriteSigner((key,), QUEUE)]
     writes = [visit(name) for _ in range(6)]
-    with Celery("forger", broker=site.redis.url, set_as_current=False) as app:
+    with Celery("forger", broker=site.broker.url, set_as_current=False) as app:
         for signer, sent, astray in zip(signers, writes[:3], writes[3:], strict=True):
             with closing(Sender(app, QUEUE, timeout=5.0, signer=signer)) as sender:
                 sender.publish([sent])
@@ -155,7 +155,7 @@ def test_a_forged_write_changes_nothing(kept_site: Site) -> None:
     assert caller.call("db.status")["signs"] is True
     for good in (writes[2], writes[5]):
         caller.call("db.await_outcome", good.id, 60)
-    wait_until(lambda: broker.llen(REJECTED) == rejected + 4, PATIENCE, site.tails)
+    wait_until(lambda: site.waiting(REJECTED) == rejected + 4, PATIENCE, site.tails)
     assert caller.call("regions.visit", name) == 3
     assert visits(site, name) == 3
     query = "SELECT count(*) FROM _litefs_celery_ledger WHERE write_id IN (?, ?, ?, ?)"
@@ -164,8 +164,8 @@ def test_a_forged_write_changes_nothing(kept_site: Site) -> None:
 
 def test_a_rotation_of_keys_loses_nothing(kept_site: Site) -> None:
     """Node after node, step after step: what waits, what is sent and what is called is made."""
-    site, broker = kept_site, kept_site.redis.client()
-    name, rejected, made, ids = region(site, "keys"), broker.llen(REJECTED), 0, []
+    site = kept_site
+    name, rejected, made, ids = region(site, "keys"), site.waiting(REJECTED), 0, []
     nodes = [*site.replicas(), site.primary()]
     before = site.processes[nodes[0]].environ[SIGNING_KEYS]
     after = NEW_KEY if before == OLD_KEY else OLD_KEY
@@ -183,7 +183,7 @@ def test_a_rotation_of_keys_loses_nothing(kept_site: Site) -> None:
     for write_id in ids:
         site.on(nodes[0]).call("db.await_outcome", write_id, 60)
     assert visits(site, name) == made + len(ids)
-    assert broker.llen(REJECTED) == rejected
+    assert site.waiting(REJECTED) == rejected
     told = site.logs()
     assert "TermStarted" in told
     assert not [key for key in (before, after) if key in told]

@@ -401,6 +401,8 @@ def test_what_cannot_be_shown_is_acknowledged(
 
 def test_callers_of_one_process_share_messages(join: Join, redis: Any) -> None:
     """Many callers at once cost fewer messages than writes, and each has its own outcome."""
+    if redis.info("server")["redis_version"].startswith("6.0"):
+        pytest.skip("NOT RUN: Redis 6.0 cannot pause writing alone")
     primary, caller = join("n1"), join("n2", resend_interval=1000.0)
     started: list[observe.Record] = []
     end = observe.subscribe(started.append)
@@ -661,7 +663,7 @@ def test_an_outbox_sends_signed_writes(
     kept = str(tmp_path_factory.mktemp("outbox"))
     caller = join("n2", signing_keys=(FORMER_KEY,), outbox_dir=kept)
     result = caller.users.add.options(timeout=0.2).delay("Ada")
-    redis.delete(QUEUE)
+    until(lambda: redis.delete(QUEUE), "its message, which is lost")
     outbox = caller.db.parts.outbox
     assert outbox is not None
     outbox.mark_lost([result.id], time.time() + 1_000.0)

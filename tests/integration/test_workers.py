@@ -50,7 +50,7 @@ def test_every_pool_carries_writes(pool: str, tmp_path: Path) -> None:
         site.start()
         replica = site.replicas()[0]
         site.on(replica).call("db.insert", {"code": "X", "name": "X"})
-        assert visit_in_tasks(site.redis, "X", tasks=6, visits=3) == [3] * 6
+        assert visit_in_tasks(site, "X", tasks=6, visits=3) == [3] * 6
         cluster.promote(replica)
         site.heal()
         assert site.on(site.replicas()[0]).call("regions.visit", "X") == 19
