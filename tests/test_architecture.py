@@ -15,8 +15,9 @@ ORDER = """
     criteria guard write_lock engines wal_index ledger roles detector terms outbox told
     visibility savepoint group committer forward resender redis_queue amqp_queue tasks rejected
     control handover stored results methods repository standalone telling consumer routing parts
-    database __init__ overview promotion commands findings machine clocks litefs_config doctor_storage
-    doctor_config doctor_litefs doctor_broker doctor_workers doctor_node doctor cli pytest_plugin
+    database __init__ overview promotion commands findings machine clocks litefs_config
+    doctor_storage doctor_config doctor_litefs doctor_broker doctor_workers doctor_node doctor cli
+    pytest_plugin
 """.split()  # noqa: SIM905 - to be read as a list
 LINES = 260
 # The wiring, the life of a write, the provided reads and writes, the wire format, the consumer.

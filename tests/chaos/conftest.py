@@ -1,4 +1,4 @@
-"""Scenes for storms, on the emulator and on real LiteFS in both journal modes."""
+"""Scenes for storms: the emulator, real LiteFS in both journal modes, and RabbitMQ beside it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from litefs_celery.emulator.real import RealCluster, missing_programs
 from tests.chaos.log import Log
 from tests.chaos.scene import Scene
 from tests.chaos.weather import Tell
+from tests.cluster.brokers import missing_rabbit
 from tests.cluster.site import Site
 
-KINDS = ("emulator", "litefs-delete", "litefs-wal")
+KINDS = ("emulator", "litefs-delete", "litefs-wal", "litefs-wal+rabbitmq")
 # A lease of the least length that stands a busy machine: an election then takes ten seconds.
 LEASE_TTL = 4.0
 # Everything is sent again soon, so that a storm of minutes meets what takes a production hours.
@@ -52,9 +53,12 @@ def make_scene(tmp_path: Path) -> Iterator[Callable[..., Scene]]:
     with ExitStack() as stack:
 
         def make(kind: str, *modules: str) -> Scene:
+            kind, _, broker = kind.partition("+")
             missing = () if kind == "emulator" else missing_programs()
             if missing:
                 pytest.skip(f"REAL LITEFS DID NOT RUN: {', '.join(missing)} not found on PATH")
+            if broker and (missing := missing_rabbit()):
+                pytest.skip(f"RABBITMQ DID NOT RUN: {', '.join(missing)} not found")
             root = tmp_path / "cluster"
             cluster: Any = (
                 EmulatedCluster(root) if kind == "emulator"
@@ -63,7 +67,7 @@ def make_scene(tmp_path: Path) -> Iterator[Callable[..., Scene]]:
             mode = "wal" if kind.endswith("wal") else "delete"
             site = Site(
                 cluster, tmp_path, mode, "threads", ENVIRON,
-                modules=("tests.chaos.marks", *modules),
+                modules=("tests.chaos.marks", *modules), broker=broker or "redis",
             )
             log = Log(tmp_path / "calls.jsonl")
             scene = Scene(site, tmp_path, log, real=kind != "emulator")

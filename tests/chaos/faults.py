@@ -71,14 +71,14 @@ def handoff(scene: Scene, pick: float) -> Begun:
 
 
 def broker_restarted(scene: Scene, pick: float) -> Begun:
-    """``kill -9`` of Redis, which comes back with what it had."""
-    scene.site.redis.kill()
-    return Begun("", scene.site.redis.start)
+    """``kill -9`` of the broker, which comes back with what it had."""
+    scene.site.broker.kill()
+    return Begun("", scene.site.broker.start)
 
 
 def broker_emptied(scene: Scene, pick: float) -> Begun:
-    """``FLUSHALL``: every message and stored result is gone."""
-    scene.site.redis.client().flushall()
+    """``FLUSHALL``, a purge: every message is gone, on Redis every stored result as well."""
+    scene.site.broker.forget()
     return Begun("", _nothing)
 
 

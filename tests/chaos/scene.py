@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from tests.chaos.disk import Disk, may_mount
 from tests.chaos.judge import Evidence
@@ -38,7 +39,9 @@ class Scene:
         self.real = real
         self.held: set[str] = set()
         self.names = [node.name for node in site.cluster.nodes]
-        self.links = {name: Link(site.redis.port) for name in self.names}
+        url = urlsplit(site.broker.url)
+        assert url.port
+        self.links = {name: Link(url.port) for name in self.names}
         self.outboxes = {
             name: Disk(directory / "disks" / name, OUTBOX_MEGABYTES) for name in self.names
         }
@@ -58,8 +61,9 @@ class Scene:
                 assert self.data[name].mount()
             self.outboxes[name].directory.mkdir(parents=True, exist_ok=True)
             self.links[name].start()
-            port = self.links[name].port
-            self.site.broker_urls[name] = f"redis://127.0.0.1:{port}/0"
+            url = self.site.broker.url
+            port = f":{self.links[name].port}/"
+            self.site.broker_urls[name] = url.replace(f":{urlsplit(url).port}/", port)
             directory = str(self.outboxes[name].directory)
             self.site.environs[name] = {"LITEFS_CELERY_OUTBOX_DIR": directory}
         self.site.start()
@@ -124,6 +128,7 @@ class Scene:
         """Everything up and connected, and one primary that consumes."""
         self.let_go()
         self.site.redis.start()
+        self.site.broker.start()
         self.supervise()
         self.site.heal()
         self.supervise()

@@ -13,7 +13,7 @@ from tests.chaos.weather import Tell, Weather, told
 
 # What CI runs; any other storm by these two variables.
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
-FAULTS = {"emulator": 32, "litefs-delete": 20, "litefs-wal": 20}
+FAULTS = {"emulator": 32, "litefs-delete": 20, "litefs-wal": 20, "litefs-wal+rabbitmq": 20}
 
 
 @pytest.mark.timeout(1800)
@@ -23,7 +23,7 @@ def test_every_promise_outlives_a_storm(
     """Acknowledged once on every node, refused nowhere, unknown resolvable, whatever dies."""
     count = int(os.environ.get("CHAOS_FAULTS", FAULTS[scene_kind]))
     replay = (
-        f'CHAOS_SEED={SEED} CHAOS_FAULTS={count} make test ARGS="tests/chaos -k {scene_kind}"'
+        f'CHAOS_SEED={SEED} CHAOS_FAULTS={count} make test ARGS="tests/chaos -k [{scene_kind}]"'
     )
     tell(f"\nstorm on {scene_kind}: {replay}")
     if not scene.has_disks:

@@ -63,7 +63,10 @@ class Writers:
             write_id = str(uuid.UUID(int=rng.getrandbits(128), version=4))
             several = way.endswith("bulk")
             marks = [f"{write_id}/{n}" for n in range(BULK)] if several else [write_id]
-            call = Call(write_id, name, number, marks, submitted=way.startswith("submit"))
+            call = Call(
+                write_id, name, number, marks, submitted=way.startswith("submit"),
+                order_key=name if way == "submit" else "",
+            )
             timeout = SUBMIT_TIMEOUT if call.submitted else rng.choice(TIMEOUTS)
             for _ in range(1 + AGAIN):
                 if self._is_known(self._call(way, call, timeout)) or rng.random() < 0.5:
@@ -78,6 +81,8 @@ class Writers:
         options: dict[str, Any] = {"write_id": call.write_id, "timeout": timeout}
         if call.submitted:
             options["delay"] = True
+        if call.order_key:
+            options["order_key"] = call.order_key
         method = {"refuse": "marks.refuse"}.get(way, "marks.put")
         arguments: list[Any] = [call.marks[0], call.writer, call.number]
         if len(call.marks) > 1:

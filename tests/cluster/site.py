@@ -155,7 +155,10 @@ class Site:
                 node, self._directory / node.name, pool=self._pool,
                 broker_url=self.broker_urls.get(node.name, self.broker.url),
                 environ={
-                    "CELERY_RESULT_BACKEND": self.broker_urls.get(node.name, self.redis.url),
+                    "CELERY_RESULT_BACKEND": (
+                        self.redis.url if self.broker.url != self.redis.url
+                        else self.broker_urls.get(node.name, self.redis.url)
+                    ),
                     **self._environ, **self.environs.get(node.name, {}),
                 },
             )
