@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from celery import Celery
 
+from litefs_celery.emulator.real_config import Host
 from worker.fleet import NodeProcesses, RedisServer, wait_until
 
 # A failover of real LiteFS takes up to 22 s, and starting three workers on a busy machine long.
@@ -44,13 +45,16 @@ class CallError(Exception):
 class Caller:
     """The calling process of one node."""
 
-    def __init__(self, environ: dict[str, str], log: Path) -> None:
+    def __init__(
+        self, environ: dict[str, str], log: Path, prefix: Sequence[str] = ()
+    ) -> None:
         self._ids = itertools.count()
         self._futures: dict[int, Future[Any]] = {}
         self._lock = threading.Lock()
         self._log = log.open("ab")
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "tests.cluster.caller"], env={**os.environ, **environ},
+            [*prefix, sys.executable, "-m", "tests.cluster.caller"],
+            env={**os.environ, **environ},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
             cwd=Path(__file__).resolve().parents[2],
         )
@@ -98,11 +102,12 @@ class Site:
 
     def __init__(
         self, cluster: Any, directory: Path, journal_mode: str, pool: str,
-        environ: Mapping[str, str] | None = None,
+        environ: Mapping[str, str] | None = None, hosts: Mapping[str, Host] | None = None,
     ) -> None:
         self.cluster = cluster
         self.journal_mode = journal_mode
-        self.redis = RedisServer(directory / "redis")
+        self._hosts = hosts or {}
+        self.redis = RedisServer(directory / "redis", **vars(self._host("redis")))
         self._directory = directory
         self._pool = pool
         self._environ = environ
@@ -116,12 +121,11 @@ class Site:
         for node in self.cluster.nodes:
             processes = NodeProcesses(
                 node, self._directory / node.name, broker_url=self.redis.url, pool=self._pool,
-                environ=self._environ,
+                environ=self._environ, prefix=self._host(node.name).prefix,
             )
             processes.worker.command += ["--include", "tests.cluster.gates"]
             self.processes[node.name] = processes
-            log = self._directory / node.name / "caller.log"
-            self.callers[node.name] = Caller(processes.environ, log)
+            self._start_caller(node.name)
         primary = self.cluster.primary()
         self.callers[primary.name].call("db.create_all", self.journal_mode)
         self.heal()
@@ -157,8 +161,15 @@ class Site:
     def restart_caller(self, name: str) -> None:
         """End a node's calling process, and start one with the node's environment."""
         self.callers[name].close()
+        self._start_caller(name)
+
+    def _start_caller(self, name: str) -> None:
         log = self._directory / name / "caller.log"
-        self.callers[name] = Caller(self.processes[name].environ, log)
+        environ, prefix = self.processes[name].environ, self._host(name).prefix
+        self.callers[name] = Caller(environ, log, prefix)
+
+    def _host(self, name: str) -> Host:
+        return self._hosts.get(name, Host())
 
     def logs(self) -> str:
         """All that the workers and the calling processes have logged."""
