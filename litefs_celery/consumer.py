@@ -19,6 +19,7 @@ from .errors import OutOfTurn
 from .message import writes_in
 from .redis_queue import Popped, acknowledge, keep_client, restore_unacknowledged
 from .rejected import set_aside
+from .rivals import ANNOUNCE_INTERVAL, TERM_HELD
 from .tasks import connection_for, primary_queue
 from .telling import Telling
 from .wire import Outcome, Write
@@ -170,12 +171,23 @@ class PrimaryConsumer:
         self._moved(consuming=True)
         self._broker_failures = 0
         try:
+            announce_at = 0.0
             while self._may_take(term):
+                if time.monotonic() >= announce_at:
+                    announce_at = time.monotonic() + ANNOUNCE_INTERVAL
+                    self._announce(term, connection)
                 self._drain_all(connection, term)
                 self._finish()
         finally:
             consumer.cancel()
             self._moved(consuming=False)
+
+    def _announce(self, term: Term, connection: Connection) -> None:
+        """Tell all workers of this term: one that holds an earlier one must stand back."""
+        facts = {"node": term.node, "epoch": term.epoch, "since": term.since}
+        self._db.app.control.broadcast(
+            TERM_HELD, arguments={"queue": self._queue.name, **facts}, connection=connection
+        )
 
     def _moved(self, *, consuming: bool) -> None:
         if consuming != self.consuming:
