@@ -152,12 +152,15 @@ class Detector:
             facts = replace(facts, info=self._info, info_error=self._info_error)
         self._info, self._info_error = facts.info, facts.info_error
         epoch = self.term.epoch if self.term else None
-        role = decide(self._settings, facts, epoch)
+        self._adopt(self._beside_rivals(decide(self._settings, facts, epoch), facts), facts)
+
+    def _beside_rivals(self, role: Role, facts: Facts) -> Role:
         if role.kind is Kind.REPLICA or (facts.info and not facts.info.is_primary):
             self._lapsed = True
-        elif self._since and not self._lapsed and (reason := self._keep_out(self._since)):
-            role = Role(Kind.UNKNOWN, reason=reason)
-        self._adopt(role, facts)
+        judged = role.kind is Kind.PRIMARY and not self._settings.has_fixed_role
+        if judged and self._since and not self._lapsed and (why := self._keep_out(self._since)):
+            return Role(Kind.UNKNOWN, reason=why)
+        return role
 
     def _file_moved(self, facts: Facts) -> bool:
         if facts.file is None:

@@ -94,7 +94,8 @@ class Network:
         A replica's LiteFS is told so within 15 s, by its first probe, that the primary is gone;
         of dropped packets TCP's keepalive tells it after nine more of them (Go's default).
         """
-        self._rule(name, "out", f"ip daddr {self._set(others)} meta l4proto tcp reject with tcp reset")
+        to = f"ip daddr {self._set(others)}"
+        self._rule(name, "out", f"{to} meta l4proto tcp reject with tcp reset")
 
     def mend(self, name: str) -> None:
         """Let the packets through again."""

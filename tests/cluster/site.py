@@ -61,6 +61,11 @@ class Caller:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._child.pid
+
     def submit(self, call: str, *args: Any, **options: Any) -> Future[Any]:
         """Begin a call; the future gets its value or a `CallError`."""
         future: Future[Any] = Future()
@@ -102,7 +107,7 @@ class Site:
 
     def __init__(
         self, cluster: Any, directory: Path, journal_mode: str, pool: str,
-        environ: Mapping[str, str] | None = None, hosts: Mapping[str, Host] | None = None,
+        environ: Mapping[str, str] | None = None, *, hosts: Mapping[str, Host] | None = None,
     ) -> None:
         self.cluster = cluster
         self.journal_mode = journal_mode
