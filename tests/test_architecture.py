@@ -23,7 +23,7 @@ LINES = 260
 LONGER = {
     "database": 420,
     "forward": 435,
-    "outbox": 265,
+    "outbox": 275,
     "repository": 305,
     "consumer": 320,
 }
