@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ from worker.fleet import wait_until
 CALLERS = 150
 STRETCH = 10.0
 TIMEOUT = 6.0
-LATE = 5.0
+# As the product allows (GIVE_UP_GRACE), and as much again for two busy cores.
+LATE = 10.0
 MORE_THAN_FITS = 20_000
-# What a second stretch of the same load may add to a process: measured below 3 MB. Kept for each
-# write that was called or sent, one kilobyte would add that much.
-GROWTH_BYTES = 8_000_000
+# A call with this timeout is sent at once and after five seconds.
+COPIES = 2
+# What one stretch more of the same load may add to a process: measured below 2 MB. With 15 kB kept
+# of each call it was 5 MB.
+GROWTH_BYTES = 3_500_000
 
 
 def test_more_writes_than_the_primary_takes(small_site: Site) -> None:
@@ -36,21 +40,19 @@ def test_more_writes_than_the_primary_takes(small_site: Site) -> None:
         ]
         for node in replicas:
             ids += site.on(node).call("db.fill_outbox", submitted, MORE_THAN_FITS)
-            with_room = site.on(node).call("db.status")["outbox"]
-            assert with_room["waiting"] > 0
         lengths.append(0)
         while not all(future.done() for future in futures):
             lengths[-1] = max(lengths[-1], broker.llen(QUEUE))
+            time.sleep(0.1)
         told += [future.result() for future in futures]
         sizes.append(memory(site))
-    print(f"{lengths=} {sizes=}", [(t["made"], t["expired"], len(t["unknown"]), t["latest"]) for t in told], len(ids))  # noqa: E501
     assert not [error for each in told for error in each["other"]]
     assert all(each["unknown"] for each in told)
     assert max(each["latest"] for each in told) < TIMEOUT + LATE
     assert len(ids) < MORE_THAN_FITS
+    assert max(lengths) < len(ids) + COPIES * CALLERS * len(replicas), lengths
     drained(site, replicas)
     growth = {key: size - sizes[1][key] for key, size in sizes[2].items()}
-    print(growth)
     assert max(growth.values()) < GROWTH_BYTES, growth
     unknown = [write_id for each in told for write_id in each["unknown"]]
     made = sum(each["made"] for each in told) + committed(site, unknown)
