@@ -11,17 +11,20 @@ from litefs_celery.rivals import TERM_HELD
 from tests.cluster.site import PATIENCE, QUEUE, CallError, Site, region, visits
 from worker.fleet import wait_until
 
-NODES = ("a", "b", "c")
-
 
 def announce(site: Site, since: float) -> None:
     """Say to all workers what a primary's worker says, of a node that is none."""
     facts = {"queue": QUEUE, "node": "stranger", "epoch": 1, "since": since}
     with Celery("stranger", broker=site.redis.url, set_as_current=False) as app:
+        ask = {"destination": [f"worker@{site.primary()}"], "reply": True, "limit": 1}
+
+        def answers() -> bool:
+            return bool(app.control.broadcast("ping", timeout=1, **ask))
+
+        # Commands are taken in order: who answers the second ping has heard.
+        wait_until(answers, PATIENCE, site.tails)
         app.control.broadcast(TERM_HELD, arguments=facts)
-        # Commands are taken in order: who answers this one has heard.
-        answers = app.control.broadcast("ping", reply=True, limit=len(NODES), timeout=PATIENCE)
-    assert len(answers) == len(NODES)
+        wait_until(answers, PATIENCE, site.tails)
 
 
 def consumes(site: Site, node: str) -> bool:
