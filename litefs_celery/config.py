@@ -60,7 +60,7 @@ class Settings:
     submit_timeout: float = 3600.0
     """How long a submitted write may wait for a primary before it expires."""
     resend_interval: float = 5.0
-    """A waiting caller sends its write again after this long without an outcome."""
+    """A waiting caller sends again after this long without an outcome, then twice as long, …"""
     visibility_interval: float = 0.002
     """How often a waiting process reads ``-pos``: about 50 us each through FUSE."""
     file_interval: float = 0.05
@@ -98,7 +98,7 @@ class Settings:
     outbox_limit_bytes: int = 268_435_456
     """Largest outbox: `OutboxFull` comes before the disk is full."""
     outbox_resend_interval: float = 30.0
-    """A kept write is sent again after this long without an outcome; sooner after a new term."""
+    """A kept write is sent again after this long, then twice as long, …; sooner in a new term."""
     outbox_grace: float = 600.0
     """How long a write is kept after it appeared: longer than an election may bring news."""
 

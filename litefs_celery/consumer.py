@@ -18,6 +18,7 @@ from .detector import Term
 from .errors import OutcomeUnreadable, OutOfTurn
 from .message import writes_in
 from .rejected import Rejected
+from .rivals import ANNOUNCE_INTERVAL, TERM_HELD
 from .tasks import connection_for, primary_queue
 from .telling import Telling
 from .wire import Outcome, Write
@@ -170,13 +171,24 @@ class PrimaryConsumer:
         self._moved(consuming=True)
         self._broker_failures = 0
         try:
+            announce_at = 0.0
             while self._may_take(term):
+                if time.monotonic() >= announce_at:
+                    announce_at = time.monotonic() + ANNOUNCE_INTERVAL
+                    self._announce(term, connection)
                 self._drain_all(connection, term)
                 self._finish()
         finally:
             consumer.cancel()
             self._return_late()
             self._moved(consuming=False)
+
+    def _announce(self, term: Term, connection: Connection) -> None:
+        """Tell all workers of this term: one that holds an earlier one must stand back."""
+        facts = {"node": term.node, "epoch": term.epoch, "since": term.since}
+        self._db.app.control.broadcast(
+            TERM_HELD, arguments={"queue": self._queue.name, **facts}, connection=connection
+        )
 
     def _moved(self, *, consuming: bool) -> None:
         if consuming != self.consuming:

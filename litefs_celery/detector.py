@@ -25,13 +25,14 @@ class Term:
     One node's time as primary; an object that ends, once.
 
     Code that writes holds a term, never a boolean: ``held`` turns False and ``lost`` is set at
-    the first sign that the role is gone.
+    the first sign that the role is gone. ``since`` is when it began, as Unix time.
     """
 
-    def __init__(self, epoch: int, node: str, litefs_id: str) -> None:
+    def __init__(self, epoch: int, node: str, litefs_id: str, since: float = 0.0) -> None:
         self.epoch = epoch
         self.node = node
         self.litefs_id = litefs_id
+        self.since = since
         self.lost = threading.Event()
         self.reason = ""
 
@@ -52,8 +53,9 @@ class Detector:
     Watches one node's LiteFS from its own threads and holds the current `Term`.
 
     ``begin_term`` writes the term's row, which only the true primary can; ``newest_term`` reads
-    the last row that was replicated here. ``on_change`` is called after each change, in the
-    detector's thread; it must not block.
+    the last row that was replicated here. ``keep_out`` tells why a node that is primary since
+    that Unix time must stand back; see `Rivals`. ``on_change`` is called after each change, in
+    the detector's thread; it must not block.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Detector:
         *,
         begin_term: Callable[[str], Term],
         newest_term: Callable[[], TermRow | None],
+        keep_out: Callable[[float], str] = lambda _since: "",
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self.role = Role(Kind.UNKNOWN, reason="not started")
@@ -73,6 +76,7 @@ class Detector:
         self._connect = connect
         self._begin_term = begin_term
         self._newest_term = newest_term
+        self._keep_out = keep_out
         self._on_change = on_change
         self._hint = threading.Event()
         self._stopped = threading.Event()
@@ -82,6 +86,8 @@ class Detector:
         self._heard: NodeInfo | None = None
         self._named_since: float | None = None
         self._not_before = 0.0
+        self._since = 0.0
+        self._lapsed = False
 
     def start(self) -> None:
         """Start watching; idempotent."""
@@ -146,7 +152,15 @@ class Detector:
             facts = replace(facts, info=self._info, info_error=self._info_error)
         self._info, self._info_error = facts.info, facts.info_error
         epoch = self.term.epoch if self.term else None
-        self._adopt(decide(self._settings, facts, epoch), facts)
+        self._adopt(self._beside_rivals(decide(self._settings, facts, epoch), facts), facts)
+
+    def _beside_rivals(self, role: Role, facts: Facts) -> Role:
+        if role.kind is Kind.REPLICA or (facts.info and not facts.info.is_primary):
+            self._lapsed = True
+        judged = role.kind is Kind.PRIMARY and not self._settings.has_fixed_role
+        if judged and self._since and not self._lapsed and (why := self._keep_out(self._since)):
+            return Role(Kind.UNKNOWN, reason=why)
+        return role
 
     def _file_moved(self, facts: Facts) -> bool:
         if facts.file is None:
@@ -181,6 +195,9 @@ class Detector:
         except Exception as error:  # noqa: BLE001
             # The tracking row is the arbiter: whoever cannot write it is not primary.
             return Role(Kind.UNKNOWN, reason=f"cannot begin a term: {error}")
+        # A term that goes on under its epoch, after another node may have had one, began now.
+        self._since = time.time() if self._lapsed else max(self._since, term.since)
+        term.since, self._lapsed = self._since, False
         self.term = term
         observe.emit(observe.TermStarted(self._database, term.epoch, term.node))
         self._on_change()

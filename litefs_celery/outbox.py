@@ -26,7 +26,8 @@ _SCHEMA = """
         sent_at REAL NOT NULL,
         seen_at REAL,
         seen_term TEXT,
-        order_key TEXT);
+        order_key TEXT,
+        sends INTEGER NOT NULL DEFAULT 0);
     CREATE INDEX IF NOT EXISTS outbox_unseen ON outbox (sent_at) WHERE seen_at IS NULL;
     CREATE INDEX IF NOT EXISTS outbox_seen ON outbox (seen_at) WHERE seen_at IS NOT NULL;
     CREATE INDEX IF NOT EXISTS outbox_order ON outbox (order_key, seq)
@@ -48,6 +49,7 @@ _HURRY_NEXT = """
         WHERE order_key IS NOT NULL AND order_key = ? AND seen_at IS NULL ORDER BY seq LIMIT 64)
 """
 CLOCK_MARGIN = 5.0  # the primary's clock may be that late: what has expired here may still begin
+MOST_DOUBLINGS = 4  # of the interval between sends: else an hour without a primary makes 120 copies
 HURRY_AFTER = 2.0  # what was sent this long ago, and has no outcome, may have come out of turn
 # Not PRAGMA max_page_count: what is full must still take note of what was seen.
 _USED_BYTES = """
@@ -113,13 +115,20 @@ class Outbox:
             raise self._full(write) from error
         return replace(write, after=after or "")
 
-    def unseen(self, *, sent_before: float, limit: int) -> list[Write]:
-        """The writes without an outcome here that were last sent by that Unix time, in order."""
+    def unseen(
+        self, *, sent_before: float, limit: int, interval: float = 0.0
+    ) -> list[Write]:
+        """
+        The writes without an outcome here that were last sent by that Unix time, in order.
+
+        What was sent twice, by ``interval`` seconds earlier, and so on: the pauses double.
+        """
         with self._transaction() as connection:
             rows = connection.execute(
                 f"SELECT header, arguments, deadline, ({_AFTER}) FROM outbox o "  # noqa: S608 - constant
-                "WHERE seen_at IS NULL AND sent_at <= ? ORDER BY seq LIMIT ?",
-                (time.time() - CLOCK_MARGIN, sent_before, limit),
+                "WHERE seen_at IS NULL AND "
+                "sent_at <= ? - ? * ((1 << max(0, min(sends - 1, ?))) - 1) ORDER BY seq LIMIT ?",
+                (time.time() - CLOCK_MARGIN, sent_before, interval, MOST_DOUBLINGS, limit),
             ).fetchall()
         return [
             write_of({**json.loads(entry), "deadline": deadline, "after": after or ""}, text)
@@ -148,11 +157,11 @@ class Outbox:
 
     def mark_sent(self, ids: Sequence[str], at: float) -> None:
         """Note when they were last sent, as Unix time; 0 sends them again at once."""
-        self._update("sent_at = ?", (at,), ids)
+        self._update("sent_at = ?, sends = sends + 1", (at,), ids)
 
     def hurry(self, ids: Sequence[str], at: float) -> None:
         """Send them again as if they had been sent at that Unix time, if they were sent later."""
-        self._update("sent_at = min(sent_at, ?)", (at,), ids)
+        self._update("sent_at = min(sent_at, ?), sends = 0", (at,), ids)
 
     def mark_seen(self, ids: Sequence[str], term: str) -> None:
         """
@@ -188,7 +197,10 @@ class Outbox:
 
         Until ``deadline`` if theirs was earlier: they were made once, and somebody was told so.
         """
-        change = "seen_at = NULL, seen_term = NULL, sent_at = 0, deadline = max(deadline, ?)"
+        change = (
+            "seen_at = NULL, seen_term = NULL, sent_at = 0, sends = 0, "
+            "deadline = max(deadline, ?)"
+        )
         self._update(change, (deadline,), ids)
 
     def mark_told(self, ids: Sequence[str], deadline: float) -> None:

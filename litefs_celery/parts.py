@@ -30,6 +30,7 @@ from .forward import Forwarder
 from .litefs import LiteFSNode
 from .outbox import Outbox
 from .resender import Resender
+from .rivals import Rivals
 from .roles import Role, decide, look
 from .scalars import ScalarCodec
 from .signing import WriteSigner
@@ -59,6 +60,7 @@ class Parts:
         )
         self.engines.may_create = db.standalone
         self.terms = Terms(db, self.engines, self.node)
+        self.rivals = Rivals(settings.node, self.engines, db.litefs)
         self.committer = Committer(
             db, db.name, settings, self.engines, self.wire, run=db.run, confirm=self.terms.confirm
         )
@@ -174,6 +176,11 @@ class Parts:
             "on this node, or correct the database URL"
         )
 
+    def hear_term(self, node: str, epoch: int, since: float) -> None:
+        """Another node's worker may hold a term: where that is news, look at ours."""
+        if self.rivals.hear(node, epoch, since) and self.terms.detector is not None:
+            self.terms.detector.look_again()
+
     def create(self, metadata: MetaData, journal_mode: str) -> None:
         """Create what is missing, as the primary; never in a directory that is no mount."""
         if not self.db.standalone and not self.node().is_mounted():
@@ -202,7 +209,8 @@ class Parts:
             self.consumer = PrimaryConsumer(db, hostname)
             detector = self.terms.detector = Detector(
                 db.name, db.settings, db.litefs, begin_term=self.terms.begin,
-                newest_term=self.terms.newest, on_change=self.consumer.term_changed,
+                newest_term=self.terms.newest, keep_out=self.rivals.keep_out,
+                on_change=self.consumer.term_changed,
             )
             if self.outbox is not None:
                 self.resender = Resender(

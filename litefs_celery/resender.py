@@ -156,7 +156,8 @@ class Resender:
 
     def _send(self) -> None:
         settings, now = self._settings, time.time()
-        due = self._outbox.unseen(sent_before=now - settings.outbox_resend_interval, limit=BATCH)
+        interval = settings.outbox_resend_interval
+        due = self._outbox.unseen(sent_before=now - interval, limit=BATCH, interval=interval)
         alive = [write for write in due if write.deadline > now]
         for part in bundles(
             alive, max_writes=settings.group_limit, max_bytes=settings.max_payload_bytes

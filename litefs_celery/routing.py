@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from celery import bootsteps
 from celery.worker.control import control_command, inspect_command
 
-from . import handover
+from . import handover, rivals
 from .tasks import primary_queue, read_queue
 
 if TYPE_CHECKING:
@@ -99,6 +99,18 @@ def take_over(
             handover.in_background(take, "litefs-take-over")
             return {"ok": "taking over"}
     return {"ok": "another node"}
+
+
+@control_command(
+    name=rivals.TERM_HELD,
+    args=[("queue", str), ("node", str), ("epoch", int), ("since", float)],
+)
+def hear_term(state: Any, queue: str, node: str, epoch: int, since: float) -> dict[str, Any]:
+    """Hear that ``node`` holds a term since that Unix time and consumes ``queue``."""
+    for db in databases(state.app):
+        if db.queue == queue and not db.standalone:
+            db.parts.hear_term(node, epoch, since)
+    return {"ok": "heard"}
 
 
 @inspect_command(name="active_queues")

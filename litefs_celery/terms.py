@@ -89,7 +89,7 @@ class Terms:
             if primary_code(error) != IOERR or not self._repair(litefs_id):
                 raise
             row = self._write_term(litefs_id)
-        term = Term(row.epoch, row.node, litefs_id)
+        term = Term(row.epoch, row.node, litefs_id, row.started_at)
         self.confirm(term)
         return term
 

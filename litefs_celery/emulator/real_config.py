@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,16 @@ _REAPER_INTERVAL = 0.2
 _REAPER_TIMEOUT = 10.0
 # Enough for LiteFS's last error and what led to it.
 _LOG_LINES = 15
+
+
+@dataclass(frozen=True)
+class Host:
+    """
+    Where a program runs: its address, and what its command line begins with to run there.
+    """
+
+    address: str = "127.0.0.1"
+    prefix: tuple[str, ...] = ()
 
 
 def missing_programs() -> tuple[str, ...]:
@@ -63,12 +74,11 @@ def free_ports(count: int) -> list[int]:
 
 
 def litefs_yaml(
-    *, mount: Path, data: Path, name: str, port: int, consul_url: str, key: str, ttl: float
+    *, mount: Path, data: Path, name: str, address: str, consul_url: str, key: str, ttl: float
 ) -> str:
     """
-    Return the text of one node's litefs.yml; `ttl` in seconds.
+    Return the text of one node's litefs.yml; `address` with the port, `ttl` in seconds.
     """
-    address = f"127.0.0.1:{port}"
     consul = {"url": consul_url, "key": key, "ttl": f"{round(ttl * 1000)}ms"}
     lease = {"type": "consul", "hostname": name, "advertise-url": f"http://{address}"}
     settings = {
@@ -96,7 +106,7 @@ def consul_json(
     *, http: int, server: int, serf: int, ttl: float, version: tuple[int, int]
 ) -> str:
     """
-    Return the text of Consul's configuration, a key-value store on loopback; `ttl` in seconds.
+    Return the text of Consul's configuration, a key-value store; `ttl` in seconds.
     """
     off = {"enabled": False}
     ports = {"http": http, "server": server, "serf_lan": serf}

@@ -9,14 +9,16 @@ modules of a suite's own, each with more ``REPOSITORIES``.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import json
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from litefs_celery import observe
+from litefs_celery import NotYetVisible, OutboxFull, WriteExpired, WriteTimeout, observe
 from tests.cluster.gates import gates
 from worker.celeryapp import db
 from worker.models import Account, Base, Region
@@ -24,7 +26,7 @@ from worker.repositories import accounts, regions
 
 THREADS = 80
 _print_lock = threading.Lock()
-_records: list[observe.Record] = []
+_resent: list[observe.Resent] = []
 
 
 def plain(value: Any) -> Any:
@@ -83,11 +85,13 @@ def read_in_session_and_write(code: str) -> Any:
 
 def resent(write_id: str) -> list[int]:
     """The attempts of a write of this process, from its second."""
-    return [
-        record.attempt
-        for record in list(_records)
-        if isinstance(record, observe.Resent) and record.write_id == write_id
-    ]
+    return [record.attempt for record in list(_resent) if record.write_id == write_id]
+
+
+def keep_resent(record: observe.Record) -> None:
+    """Keep what `resent` asks for, and no more: memory is measured."""
+    if isinstance(record, observe.Resent):
+        _resent.append(record)
 
 
 def where(node: str) -> int:
@@ -106,8 +110,47 @@ def visit_together(code: str, times: int) -> list[int]:
     return [*sorted(values), CALLS["visits"](code)]
 
 
+def overload(code: str, callers: int, seconds: float, timeout: float) -> dict[str, Any]:
+    """Call slow visits from so many callers at once, for so long; what they were told."""
+    told: dict[str, Any] = {"made": 0, "expired": 0, "unknown": [], "other": [], "latest": 0.0}
+    until = time.monotonic() + seconds
+
+    async def call_again_and_again() -> None:
+        while time.monotonic() < until:
+            began = time.monotonic()
+            try:
+                await gates.slow.options(timeout=timeout).aio(code)
+                told["made"] += 1
+            except NotYetVisible:
+                told["made"] += 1
+            except WriteExpired:
+                told["expired"] += 1
+            except WriteTimeout as error:
+                told["unknown"].append(error.write_id)
+            except Exception as error:
+                told["other"].append(repr(error))
+            told["latest"] = max(told["latest"], time.monotonic() - began)
+
+    async def all_at_once() -> None:
+        await asyncio.gather(*(call_again_and_again() for _ in range(callers)))
+
+    asyncio.run(all_at_once())
+    return told
+
+
+def fill_outbox(code: str, limit: int) -> list[str]:
+    """Submit slow visits until the outbox takes no more, at most so many; their ids."""
+    ids = []
+    with contextlib.suppress(OutboxFull):
+        while len(ids) < limit:
+            ids.append(gates.slow.delay(code).id)
+    return ids
+
+
 REPOSITORIES: dict[str, Any] = {"regions": regions, "accounts": accounts, "gates": gates}
 CALLS = {
+    "overload": overload,
+    "fill_outbox": fill_outbox,
     "insert": insert,
     "insert_all": insert_all,
     "account": account,
@@ -149,7 +192,7 @@ def main() -> None:
     """Answer until standard input ends."""
     for module in sys.argv[1:]:
         REPOSITORIES.update(importlib.import_module(module).REPOSITORIES)
-    observe.subscribe(_records.append)
+    observe.subscribe(keep_resent)
     with ThreadPoolExecutor(THREADS) as pool:
         for line in sys.stdin:
             pool.submit(answer, line)

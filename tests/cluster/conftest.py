@@ -66,6 +66,26 @@ def running_kept_site(request: pytest.FixtureRequest, tmp_path_factory: Any) -> 
     yield from _sites(request, tmp_path_factory, environ)
 
 
+@pytest.fixture(scope="module", params=KINDS)
+def running_small_site(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Site]:
+    """The same with small outboxes, which forget soon, and small groups."""
+    environ = {
+        "LITEFS_CELERY_OUTBOX_DIR": str(tmp_path_factory.mktemp("outbox")),
+        "LITEFS_CELERY_OUTBOX_LIMIT_BYTES": "500000",
+        "LITEFS_CELERY_OUTBOX_GRACE": "2",
+        "LITEFS_CELERY_GROUP_LIMIT": "8",
+        "LITEFS_CELERY_PREFETCH_LIMIT": "16",
+    }
+    yield from _sites(request, tmp_path_factory, environ)
+
+
+@pytest.fixture
+def small_site(running_small_site: Site) -> Site:
+    """The site with small limits, healthy."""
+    running_small_site.heal()
+    return running_small_site
+
+
 @pytest.fixture
 def kept_site(running_kept_site: Site) -> Site:
     """The site with outboxes and keys, healthy."""

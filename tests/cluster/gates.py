@@ -1,8 +1,9 @@
-"""A write method that waits for the test: every worker and caller of the suite has it."""
+"""Write methods that wait, for a test or a while: every worker and caller of the suite has it."""
 
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 from sqlalchemy import select
@@ -25,6 +26,12 @@ class Gates(Repository[Region], db=db):
         with Path(f"{gate}.runs").open("a") as runs:
             runs.write(f"{os.getpid()}\n")
         wait_until(Path(gate).exists, PATIENCE)
+        return regions.visit(code)
+
+    @write
+    def slow(self, code: str) -> int:
+        """Count one visit, of which the primary makes no more than 50 in a second."""
+        time.sleep(0.02)
         return regions.visit(code)
 
     @write

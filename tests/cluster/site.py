@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from celery import Celery
 
+from litefs_celery.emulator.real_config import Host
 from tests.cluster.brokers import RabbitBroker, RedisBroker
 from worker.fleet import NodeProcesses, RedisServer, wait_until
 
@@ -50,19 +51,28 @@ class CallerGone(Exception):
 class Caller:
     """The calling process of one node."""
 
-    def __init__(self, environ: dict[str, str], log: Path, modules: Sequence[str] = ()) -> None:
+    def __init__(
+        self, environ: dict[str, str], log: Path, modules: Sequence[str] = (),
+        prefix: Sequence[str] = (),
+    ) -> None:
         self._ids = itertools.count()
         self._futures: dict[int, Future[Any]] = {}
         self._lock = threading.Lock()
         self._gone = False
         self._log = log.open("ab")
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "tests.cluster.caller", *modules], env={**os.environ, **environ},
+            [*prefix, sys.executable, "-m", "tests.cluster.caller", *modules],
+            env={**os.environ, **environ},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
             cwd=Path(__file__).resolve().parents[2],
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._child.pid
 
     def submit(self, call: str, *args: Any, **options: Any) -> Future[Any]:
         """Begin a call; the future gets its value, a `CallError` or `CallerGone`."""
@@ -82,11 +92,6 @@ class Caller:
     def call(self, name: str, *args: Any, **options: Any) -> Any:
         """Make a call and wait for it."""
         return self.submit(name, *args, **options).result(PATIENCE)
-
-    @property
-    def pid(self) -> int:
-        """The process id."""
-        return self._child.pid
 
     def is_alive(self) -> bool:
         """Whether it runs."""
@@ -126,11 +131,12 @@ class Site:
     def __init__(
         self, cluster: Any, directory: Path, journal_mode: str, pool: str,
         environ: Mapping[str, str] | None = None, *, modules: Sequence[str] = (),
-        broker: str = "redis",
+        broker: str = "redis", hosts: Mapping[str, Host] | None = None,
     ) -> None:
         self.cluster = cluster
         self.journal_mode = journal_mode
-        self.redis = RedisServer(directory / "redis")
+        self._hosts = hosts or {}
+        self.redis = RedisServer(directory / "redis", **vars(self._host("redis")))
         self.broker: RedisBroker | RabbitBroker = (
             RabbitBroker(directory / "rabbitmq", (QUEUE, REJECTED)) if broker == "rabbitmq"
             else RedisBroker(self.redis)
@@ -161,6 +167,7 @@ class Site:
                     ),
                     **self._environ, **self.environs.get(node.name, {}),
                 },
+                prefix=self._host(node.name).prefix,
             )
             includes = ",".join(["tests.cluster.gates", *self._modules])
             processes.worker.command += ["--include", includes]
@@ -173,7 +180,8 @@ class Site:
     def start_caller(self, name: str) -> None:
         """Start a node's calling process; one that was there before must have been closed."""
         log = self._directory / name / "caller.log"
-        self.callers[name] = Caller(self.processes[name].environ, log, self._modules)
+        environ, prefix = self.processes[name].environ, self._host(name).prefix
+        self.callers[name] = Caller(environ, log, self._modules, prefix)
 
     def stop(self) -> None:
         """Stop all of it."""
@@ -208,8 +216,10 @@ class Site:
     def restart_caller(self, name: str) -> None:
         """End a node's calling process, and start one with the node's environment."""
         self.callers[name].close()
-        log = self._directory / name / "caller.log"
-        self.callers[name] = Caller(self.processes[name].environ, log)
+        self.start_caller(name)
+
+    def _host(self, name: str) -> Host:
+        return self._hosts.get(name, Host())
 
     def logs(self) -> str:
         """All that the workers and the calling processes have logged."""

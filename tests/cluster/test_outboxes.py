@@ -38,14 +38,23 @@ def outbox(site: Site, node: str) -> Any:
     return site.on(node).call("db.status")["outbox"]
 
 
+def queued(broker: Any) -> set[str]:
+    """The writes in the queue, of which a message holds one or more."""
+    messages = [json.loads(text) for text in broker.lrange(QUEUE, 0, -1)]
+    return {entry["id"] for message in messages for entry in message["headers"][HEADER]}
+
+
 def test_submitted_writes_survive_a_broker_that_forgets(kept_site: Site) -> None:
     """A broker emptied before the primary took anything loses and doubles no submitted write."""
     site, replica = kept_site, kept_site.replicas()[0]
     name, caller = region(site, "forgot"), site.on(replica)
     worker = site.processes[site.primary()].worker
     worker.kill()
-    ids = [caller.call("regions.visit", name, delay=True) for _ in range(COUNT)]
-    wait_until(lambda: site.waiting() >= COUNT, PATIENCE)
+    ids = []
+    for number in range(COUNT):
+        ids.append(caller.call("regions.visit", name, delay=True))
+        # Each in a message of its own, or there would be fewer.
+        wait_until(lambda count=number: site.waiting() > count, PATIENCE)
     site.broker.forget()
     worker.start()
     for write_id in ids:
