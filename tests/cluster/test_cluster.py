@@ -161,22 +161,6 @@ def site_moves(site: Site, *, away_from: str) -> None:
     wait_until(lambda: site.primary() != away_from, PATIENCE)
 
 
-def test_litefs_of_the_primary_is_killed_with_writes_in_flight(site: Site) -> None:
-    """After kill -9 another node goes on, the old one rejoins, nothing acknowledged is lost."""
-    before = site.primary()
-    writers = Writers(site, site.replicas(), code("kill"))
-    writers.wait_for(30)
-    site.cluster.node(before).kill()
-    site_moves(site, away_from=before)
-    writers.wait_for(30)
-    site.cluster.node(before).start()
-    writers.wait_for(10)
-    writers.stop()
-    site.heal()
-    writers.check()
-    assert site.on(before).call("db.status")["role"] == "replica"
-
-
 def test_worker_of_the_primary_is_killed_in_the_middle_of_groups(site: Site) -> None:
     """After kill -9 of the consuming worker its successor finishes what it held, once."""
     writers = Writers(site, site.replicas(), code("worker"), threads=8)
