@@ -6,8 +6,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 
-from itsdangerous import Signer
-
 from .wire import Write
 
 # Keys are derived with it: no signature of an application that shares a key is one of a write.
@@ -26,6 +24,9 @@ class WriteSigner:
     """
 
     def __init__(self, keys: Sequence[str], queue: str) -> None:
+        # Here only: half a megabyte that a worker without keys need not spend.
+        from itsdangerous import Signer  # noqa: PLC0415
+
         self._queue = queue
         # itsdangerous wants the oldest first: the last one signs.
         self._signer = Signer(
