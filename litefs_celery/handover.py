@@ -99,10 +99,6 @@ class Handover:
                 info = node.info()
                 if not info.is_primary:
                     raise PromotionFailed(f"{first.settings.node} is not primary")
-                positions = {db.name: _position(node, db) for db in self._dbs}
-                left = deadline - time.monotonic()
-                arguments = {"node": target, "positions": positions, "timeout": left}
-                tell(first.app, TAKE_OVER, arguments, timeout=left)
                 self._await_taken(node, target, timeout, deadline)
                 for term in terms:
                     if term is not None:
@@ -137,7 +133,16 @@ class Handover:
     def _await_taken(
         self, node: LiteFSNode, target: str, timeout: float, deadline: float
     ) -> None:
+        told: dict[str, str] = {}
         while node.info().is_primary:
+            # Told again where it moved: a position may be shown a moment after its commit (by the
+            # emulator), and the other node waits for this one exactly.
+            positions = {db.name: _position(node, db) for db in self._dbs}
+            left = max(FINE_POLL, deadline - time.monotonic())
+            if positions != told:
+                told = positions
+                arguments = {"node": target, "positions": positions, "timeout": left}
+                tell(self._dbs[0].app, TAKE_OVER, arguments, timeout=left)
             if time.monotonic() > deadline:
                 raise PromotionFailed(
                     f"{target} did not take the role within {timeout:g} s: its worker's log says "
@@ -153,20 +158,31 @@ def take_over(dbs: Sequence[LiteFSCelery], positions: Mapping[str, str], timeout
     ``positions`` are the primary's by database, as ``-pos`` shows them. Beyond ``timeout`` seconds
     the primary does not hold still any more, and nothing is done.
     """
+    parts = dbs[0].parts
+    waits, parts.awaited = bool(parts.awaited), dict(positions)
+    if waits:
+        return  # in another thread, which looks for these from now on
     deadline = time.monotonic() + timeout
-    name = dbs[0].settings.node
     try:
-        with closing(dbs[0].litefs()) as node:
-            while any(_position(node, db) != positions.get(db.name) for db in dbs):
-                if time.monotonic() > deadline:
-                    raise PromotionFailed(
-                        f"{name} does not have within {timeout:g} s what the primary has "
-                        f"({positions}): its LiteFS lags, or an open read transaction holds it up"
-                    )
-                time.sleep(FINE_POLL)
+        _await_positions(dbs, timeout, deadline)
         make_primary(dbs[0], timeout, deadline, observe.logger.info)
     except LiteFSCeleryError as error:
         observe.logger.warning("the role was not taken over: %s", error)
+    finally:
+        parts.awaited = {}
+
+
+def _await_positions(dbs: Sequence[LiteFSCelery], timeout: float, deadline: float) -> None:
+    awaited = dbs[0].parts.awaited
+    with closing(dbs[0].litefs()) as node:
+        while any(_position(node, db) != awaited.get(db.name) for db in dbs):
+            if time.monotonic() > deadline:
+                raise PromotionFailed(
+                    f"{dbs[0].settings.node} does not have within {timeout:g} s what the primary "
+                    f"has ({awaited}): its LiteFS lags, or an open read transaction holds it up"
+                )
+            time.sleep(FINE_POLL)
+            awaited = dbs[0].parts.awaited
 
 
 def in_background(work: Callable[[], None], name: str) -> None:

@@ -80,6 +80,7 @@ class Parts:
         self.consumer: PrimaryConsumer | None = None
         self.sends_events: Callable[[], bool] = lambda: False
         self.handover = ""
+        self.awaited: dict[str, str] = {}
         self._threads = threading.local()
         # Weakly: a thread that ends takes its client along.
         self._nodes: weakref.WeakSet[LiteFSNode] = weakref.WeakSet()
