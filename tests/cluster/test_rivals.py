@@ -15,7 +15,7 @@ from worker.fleet import wait_until
 def announce(site: Site, since: float) -> None:
     """Say to all workers what a primary's worker says, of a node that is none."""
     facts = {"queue": QUEUE, "node": "stranger", "epoch": 1, "since": since}
-    with Celery("stranger", broker=site.redis.url, set_as_current=False) as app:
+    with Celery("stranger", broker=site.broker.url, set_as_current=False) as app:
         ask = {"destination": [f"worker@{site.primary()}"], "reply": True, "limit": 1}
 
         def answers() -> bool:
