@@ -36,7 +36,7 @@ def main() -> int:
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     sizes = QUICK if options.quick else FULL
-    document: dict[str, Any] = {"options": vars(options) | {"output": str(options.output)}}
+    document: dict[str, Any] = {"options": vars(options) | {"output": options.output.name}}
     document |= {"machine": None, "sites": {}}
     run = _trace if options.where else _measure
     for mode in modes:
@@ -66,8 +66,8 @@ def _measure(site: Site, sizes: Sizes, seed: int, document: dict[str, Any]) -> N
         rounds = Rounds(site, sizes, seed)
         rounds.run(book, _tell)
         moves.measure(site, book, sizes.moves, _tell)
-        handovers.measure(site, book, sizes.moves, _tell)
         writes = rounds.check()
+        handovers.measure(site, book, sizes.moves, _tell)
         commands = idle.measure(site, book, sizes.idle_seconds, _tell)
     found = {
         "rounds": sizes.rounds, "writes": writes, "figures": report.figures(book),
