@@ -48,6 +48,7 @@ _HURRY_NEXT = """
         SELECT seq FROM outbox
         WHERE order_key IS NOT NULL AND order_key = ? AND seen_at IS NULL ORDER BY seq LIMIT 64)
 """
+_CHOSEN = "write_id IN (SELECT value FROM json_each(?))"
 CLOCK_MARGIN = 5.0  # the primary's clock may be that late: what has expired here may still begin
 MOST_DOUBLINGS = 4  # of the interval between sends: else an hour without a primary makes 120 copies
 HURRY_AFTER = 2.0  # what was sent this long ago, and has no outcome, may have come out of turn
@@ -169,27 +170,18 @@ class Outbox:
 
         Writes that must come after them are due, unless they were sent just now.
         """
-        self._update("seen_at = coalesce(seen_at, ?), seen_term = ?", (time.time(), term), ids)
-        self._hurry_next(ids)
+        if ids:
+            with self._transaction() as connection:
+                change = "seen_at = coalesce(seen_at, ?), seen_term = ?"
+                _update(connection, change, (time.time(), term), ids)
+                _hurry_next(connection, ids)
 
     def drop(self, ids: Sequence[str]) -> None:
         """Keep them no more: they have had an outcome that left nothing to be made again."""
-        self._hurry_next(ids)
-        with self._transaction() as connection:
-            connection.execute(
-                "DELETE FROM outbox WHERE write_id IN (SELECT value FROM json_each(?))",
-                (json.dumps(list(ids)),),
-            )
-
-    def _hurry_next(self, ids: Sequence[str]) -> None:
-        now = time.time()
-        with self._transaction() as connection:
-            keys = connection.execute(
-                "SELECT DISTINCT order_key FROM outbox WHERE order_key IS NOT NULL AND write_id IN "
-                "(SELECT value FROM json_each(?))",
-                (json.dumps(list(ids)),),
-            ).fetchall()
-            connection.executemany(_HURRY_NEXT, [(now - HURRY_AFTER, key) for (key,) in keys])
+        if ids:
+            with self._transaction() as connection:
+                _hurry_next(connection, ids)
+                connection.execute(f"DELETE FROM outbox WHERE {_CHOSEN}", (json.dumps(list(ids)),))  # noqa: S608
 
     def mark_lost(self, ids: Sequence[str], deadline: float) -> None:
         """
@@ -246,9 +238,8 @@ class Outbox:
 
     def _update(self, change: str, values: tuple[object, ...], ids: Sequence[str]) -> None:
         if ids:
-            query = f"UPDATE outbox SET {change} WHERE write_id IN (SELECT value FROM json_each(?))"  # noqa: S608
             with self._transaction() as connection:
-                connection.execute(query, (*values, json.dumps(list(ids))))
+                _update(connection, change, values, ids)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -275,3 +266,18 @@ class Outbox:
                 "processes and its worker can write to"
             ) from error
         return connection
+
+
+def _update(
+    connection: sqlite3.Connection, change: str, values: tuple[object, ...], ids: Sequence[str]
+) -> None:
+    query = f"UPDATE outbox SET {change} WHERE {_CHOSEN}"  # noqa: S608 - constants of this file
+    connection.execute(query, (*values, json.dumps(list(ids))))
+
+
+def _hurry_next(connection: sqlite3.Connection, ids: Sequence[str]) -> None:
+    """What must come after these writes is due, unless it was sent just now."""
+    query = f"SELECT DISTINCT order_key FROM outbox WHERE order_key IS NOT NULL AND {_CHOSEN}"  # noqa: S608
+    keys = connection.execute(query, (json.dumps(list(ids)),)).fetchall()
+    due = time.time() - HURRY_AFTER
+    connection.executemany(_HURRY_NEXT, [(due, key) for (key,) in keys])
