@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import queue
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TypeVar
 
 from sqlalchemy import Connection
 
 from . import ledger, observe
+from .batches import take_all
 from .config import Settings
 from .detector import Term
 from .engines import LOGIC, LOST, ONE_MAY_CAUSE, Engines, primary_code
@@ -23,23 +22,6 @@ from .savepoint import RunMethod, Savepoints, TransactionEnded
 from .wire import Outcome, Wire, Write
 
 PRUNE_BATCH = 1_000  # a few milliseconds under the write lock
-
-
-
-T = TypeVar("T")
-
-
-def _take_all(source: queue.SimpleQueue[T | None], *, limit: int) -> tuple[list[T], bool]:
-    """Wait for one item, then take all that are there, at most ``limit``; None says stop."""
-    taken: list[T] = []
-    item = source.get()
-    with contextlib.suppress(queue.Empty):
-        while item is not None:
-            taken.append(item)
-            if len(taken) >= limit:
-                break
-            item = source.get_nowait()
-    return taken, item is None
 
 
 class Committer:
@@ -117,7 +99,7 @@ class Committer:
     def _confirm_all(self) -> None:
         stopping = False
         while not stopping:
-            done, stopping = _take_all(self._committed, limit=self._settings.group_limit)
+            done, stopping = take_all(self._committed, limit=self._settings.group_limit)
             # One look for each term: all of these were committed before it.
             terms = {committed.term for committed in done}
             failures = {term: self._confirmation_failure(term) for term in terms}
@@ -146,7 +128,7 @@ class Committer:
             job.future.set_result(outcome)
 
     def _next_group(self) -> tuple[list[Job], bool]:
-        return _take_all(self._jobs, limit=self._settings.group_limit)
+        return take_all(self._jobs, limit=self._settings.group_limit)
 
     def _commit_or_fail(self, group: list[Job]) -> None:
         try:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections.abc import Callable
 
 from . import observe
+from .batches import take_all
 from .outbox import Outbox
+
+BATCH = 1_000  # callers told after one sync of the outbox
 
 
 class Told:
@@ -23,28 +27,28 @@ class Told:
         self._database = database
         self._outbox = outbox
         self._lasts = lasts
-        self._waiting: list[tuple[str, Callable[[], None]]] = []
-        self._changed = threading.Condition()
+        self._waiting: queue.SimpleQueue[tuple[str, Callable[[], None]] | None]
+        self._waiting = queue.SimpleQueue()
+        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stopped = False
 
     def tell(self, write_id: str, then: Callable[[], None]) -> None:
         """Note that of ``write_id``, and call ``then`` in the thread that noted it."""
-        with self._changed:
+        with self._lock:
             if not self._stopped:
-                self._waiting.append((write_id, then))
+                self._waiting.put((write_id, then))
                 self._start()
-                self._changed.notify()
                 return
         then()
 
     def stop(self) -> None:
         """Note and tell what waits, end the thread; idempotent."""
-        with self._changed:
+        with self._lock:
             self._stopped = True
             thread, self._thread = self._thread, None
-            self._changed.notify()
         if thread is not None:
+            self._waiting.put(None)
             thread.join()
 
     def _start(self) -> None:
@@ -54,7 +58,9 @@ class Told:
             self._thread.start()
 
     def _loop(self) -> None:
-        while batch := self._next():
+        stopping = False
+        while not stopping:
+            batch, stopping = take_all(self._waiting, limit=BATCH)
             try:
                 ids = [write_id for write_id, _ in batch]
                 self._outbox.mark_told(ids, time.time() + self._lasts)
@@ -64,11 +70,3 @@ class Told:
                 )
             for _, then in batch:
                 then()
-
-    def _next(self) -> list[tuple[str, Callable[[], None]]]:
-        """All that wait, once there are some; none when it is stopped."""
-        with self._changed:
-            while not self._waiting and not self._stopped:
-                self._changed.wait()
-            batch, self._waiting = self._waiting, []
-            return batch

@@ -11,8 +11,8 @@ import litefs_celery
 
 PACKAGE = Path(litefs_celery.__file__).parent
 ORDER = """
-    errors config surroundings observe litefs refusals wire signing message scalars instances
-    criteria guard write_lock engines wal_index ledger roles detector terms outbox told
+    errors config surroundings observe batches litefs refusals wire signing message scalars
+    instances criteria guard write_lock engines wal_index ledger roles detector terms outbox told
     visibility savepoint group committer forward resender redis_queue amqp_queue tasks rejected
     control handover rivals stored results methods repository standalone telling consumer routing
     parts database __init__ overview promotion commands findings machine clocks litefs_config
