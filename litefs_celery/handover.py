@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from kombu.exceptions import OperationalError
 from sqlalchemy.exc import SQLAlchemyError
 
-from . import observe
+from . import observe, write_lock
 from .control import ask, connected, tell
 from .errors import LiteFSCeleryError, LiteFSUnreachable, PromotionFailed
 
@@ -126,8 +126,7 @@ class Handover:
                         "primary and takes writes again"
                     )
             for db in self._dbs:
-                # Begins with BEGIN IMMEDIATE, and is rolled back when it is closed.
-                stack.enter_context(db.parts.engines.setup.connect()).begin()
+                stack.enter_context(write_lock.held(db.parts.engines.setup))
             yield
 
     def _await_taken(

@@ -19,7 +19,7 @@ SHORT_ANSWER_TIMEOUT = 0.3
 
 
 class Promotion:
-    """One node on its way to be primary, until a monotonic ``deadline``; ``tell`` hears of it."""
+    """One node on its way to be primary, for ``timeout`` seconds; ``tell`` hears of it."""
 
     def __init__(
         self, target: str, timeout: float, *, tell: Callable[[str], None],
@@ -39,7 +39,7 @@ class Promotion:
         """
         target = self._target
         try:
-            rows = _rows(db, ANSWER_TIMEOUT)
+            rows = _by_node(db, ANSWER_TIMEOUT)
         except OperationalError as error:
             self._warn(f"the workers cannot be asked: {error}")
             rows = {}
@@ -67,7 +67,7 @@ class Promotion:
         )
         self._tell(f"{giver['node']}: {reply['ok'] if reply else 'has not answered yet'}")
         while True:
-            rows = _rows(db, SHORT_ANSWER_TIMEOUT)
+            rows = _by_node(db, SHORT_ANSWER_TIMEOUT)
             if rows.get(self._target, {}).get("role") == "primary":
                 self._tell(f"{self._target}: is primary")
                 return
@@ -85,11 +85,10 @@ class Promotion:
         name = self._target
         while True:
             try:
-                found = overview.of_all([db], ANSWER_TIMEOUT)["databases"][db.name]
+                rows = [row for row in _rows(db, ANSWER_TIMEOUT) if row["node"] == name]
             except OperationalError as error:
                 self._warn(f"whether its worker consumes {db.queue} is unknown: {error}")
                 return None
-            rows = [row for row in found["nodes"] if row["node"] == name]
             if any(row["consuming"] for row in rows):
                 self._tell(f"{name}: consumes {db.queue}")
                 return True
@@ -104,6 +103,11 @@ class Promotion:
                 return None
 
 
-def _rows(db: LiteFSCelery, timeout: float) -> dict[str, dict[str, Any]]:
-    found = overview.of_all([db], timeout)["databases"][db.name]["nodes"]
-    return {row["node"]: row for row in found}
+def _rows(db: LiteFSCelery, timeout: float) -> list[dict[str, Any]]:
+    """What each worker that answers says of ``db``; there can be several of one node."""
+    rows: list[dict[str, Any]] = overview.of_all([db], timeout)["databases"][db.name]["nodes"]
+    return rows
+
+
+def _by_node(db: LiteFSCelery, timeout: float) -> dict[str, dict[str, Any]]:
+    return {row["node"]: row for row in _rows(db, timeout)}

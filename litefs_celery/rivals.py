@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from . import observe
+from . import observe, write_lock
 from .engines import Engines
 from .errors import LiteFSCeleryError
 from .litefs import LiteFSNode
@@ -86,8 +86,7 @@ class Rivals:
 
     def _lock(self, since: float) -> None:
         try:
-            with closing(self._litefs()) as node, self._engines.setup.connect() as connection:
-                connection.begin()  # BEGIN IMMEDIATE; rolled back when it is closed
+            with closing(self._litefs()) as node, write_lock.held(self._engines.setup):
                 while self._later_than(since) is not None and node.info().is_primary:
                     threading.Event().wait(POLL)
         except (SQLAlchemyError, LiteFSCeleryError) as error:

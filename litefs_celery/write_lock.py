@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 
 # SQLite's own busy handler sleeps up to 100 ms between two tries (3.40.1), and a process that
 # makes one commit after the other leaves less than a millisecond between them: waiting writers
@@ -27,6 +28,14 @@ def begin_immediate(lock_timeout: float) -> Callable[[Connection], None]:
         raw.execute(f"PRAGMA busy_timeout = {lock_timeout * 1000:.0f}")
 
     return begin
+
+
+@contextlib.contextmanager
+def held(setup: Engine) -> Iterator[None]:
+    """No other connection commits meanwhile; nothing is written. ``setup`` begins by the above."""
+    with setup.connect() as connection:
+        connection.begin()
+        yield  # rolled back when it is closed
 
 
 def _try_until(raw: sqlite3.Connection, deadline: float) -> bool:
