@@ -51,52 +51,51 @@ def one(count: int, code: str) -> list[float]:
 def many(threads: int, code: str, start: float, seconds: float) -> dict[str, int]:
     """Visit from many threads from ``start`` on (monotonic) for ``seconds``; count the visits."""
     counts = {"all": 0, "in_time": 0}
-    errors: list[Exception] = []
     lock = threading.Lock()
 
     def visit() -> None:
         time.sleep(max(0.0, start - time.monotonic()))
-        try:
-            while time.monotonic() < start + seconds:
-                regions.visit(code)
-                with lock:
-                    counts["all"] += 1
-                    counts["in_time"] += time.monotonic() <= start + seconds
-        except Exception as error:
-            errors.append(error)
+        while time.monotonic() < start + seconds:
+            regions.visit(code)
+            with lock:
+                counts["all"] += 1
+                counts["in_time"] += time.monotonic() <= start + seconds
 
-    workers = [threading.Thread(target=visit) for _ in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    if errors:
-        raise errors[0]
+    _in_threads(threads, visit)
     return counts
 
 
 def lasting(threads: int, code: str, until: str) -> list[float]:
     """Seconds of each visit from many threads, which go on until that file is there."""
     durations: list[float] = []
-    errors: list[Exception] = []
 
     def visit() -> None:
+        while not Path(until).exists():
+            began = time.perf_counter()
+            regions.visit(code)
+            durations.append(time.perf_counter() - began)
+
+    _in_threads(threads, visit)
+    return durations
+
+
+def _in_threads(threads: int, work: Callable[[], None]) -> None:
+    """Run ``work`` in so many threads at once; raise the first error of any of them."""
+    errors: list[Exception] = []
+
+    def run() -> None:
         try:
-            while not Path(until).exists():
-                began = time.perf_counter()
-                regions.visit(code)
-                durations.append(time.perf_counter() - began)
+            work()
         except Exception as error:
             errors.append(error)
 
-    workers = [threading.Thread(target=visit) for _ in range(threads)]
+    workers = [threading.Thread(target=run) for _ in range(threads)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
     if errors:
         raise errors[0]
-    return durations
 
 
 def delay(count: int, code: str) -> dict[str, float]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -13,7 +10,6 @@ from pathlib import Path
 from benchmarks.site import HANDED, TIMEOUT, Site
 from benchmarks.stats import Book
 
-COMMAND = (sys.executable, "-m", "celery", "-A", "worker", "litefs", "promote")
 BEFORE = 1.0  # the callers' threads have all written by then
 AFTER = 2.0  # longer than the nodes that only watch need to follow
 THREADS = 2
@@ -36,10 +32,8 @@ def _longest_call(site: Site, target: str) -> float:
             caller.send("lasting", threads=THREADS, code=HANDED, until=str(end))
         time.sleep(BEFORE)
         try:
-            subprocess.run(
-                [*COMMAND, "--node", target], env={**os.environ, **site.nodes[target].environ},
-                check=True, timeout=TIMEOUT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            )
+            ended = site.nodes[target].litefs("promote", "--node", target, timeout=TIMEOUT)
+            ended.check_returncode()
             time.sleep(AFTER)
         finally:
             end.touch()

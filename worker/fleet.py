@@ -20,6 +20,7 @@ import redis
 # Where `worker` is importable from, for processes started in another directory.
 ROOT = Path(__file__).resolve().parent.parent
 START_TIMEOUT = 60.0
+COMMAND_TIMEOUT = 120.0  # of `celery litefs`, which takes seconds on an idle machine
 
 
 class ClusterNode(Protocol):
@@ -201,6 +202,17 @@ class NodeProcesses:
         self.web = Process(
             [*prefix, sys.executable, "-m", "worker.web", "--port", str(self.web_port)],
             directory / "web.log", self.environ,
+        )
+
+    def litefs(
+        self, *arguments: str, environ: Mapping[str, str] | None = None,
+        timeout: float = COMMAND_TIMEOUT, cwd: Path | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """``celery -A worker litefs …`` as an operator on this node runs it, to its end."""
+        return subprocess.run(
+            [sys.executable, "-m", "celery", "-A", "worker", "litefs", *arguments],
+            env={**os.environ, **self.environ, **(environ or {})}, cwd=cwd, timeout=timeout,
+            capture_output=True, text=True, check=False,
         )
 
     @property

@@ -85,7 +85,7 @@ def broker_emptied(scene: Scene, pick: float) -> Begun:
 def origin_killed(scene: Scene, pick: float) -> Begun:
     """``kill -9`` of a calling process in the middle of its calls."""
     name = scene.choose(pick, scene.able())
-    scene.restart_origin(name)
+    scene.site.restart_caller(name)
     return Begun(name, _nothing)
 
 

@@ -91,12 +91,7 @@ class Scene:
                 worker.start()
             if f"origin {name}" not in self.held and not self.site.on(name).is_alive():
                 self.log.happened(f"the origin of {name} ended by itself")
-                self.restart_origin(name)
-
-    def restart_origin(self, name: str) -> None:
-        """``kill -9`` a node's calling process and start another."""
-        self.site.on(name).close()
-        self.site.start_caller(name)
+                self.site.restart_caller(name)
 
     def primary(self) -> str:
         """The primary's name, or any node's while there is none."""

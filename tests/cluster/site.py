@@ -229,6 +229,11 @@ class Site:
         """The calling process of that node."""
         return self.callers[name]
 
+    def consumes(self, name: str) -> bool:
+        """Whether that node's worker says that it consumes the queue of writes."""
+        log = self.processes[name].worker.log.read_text(errors="replace")
+        return log.rfind("consuming=True") > log.rfind("consuming=False")
+
     def primary(self) -> str:
         """The primary's name."""
         name: str = self.cluster.primary(PATIENCE).name
@@ -270,9 +275,7 @@ class Site:
         )
 
     def _consumed(self) -> bool:
-        primary = self.cluster.primary(PATIENCE).name
-        log = self.processes[primary].worker.log.read_text(errors="replace")
-        return log.rfind("consuming=True") > log.rfind("consuming=False")
+        return self.consumes(self.cluster.primary(PATIENCE).name)
 
 
 class Gate:

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -33,11 +32,7 @@ from worker.fleet import ROOT, wait_until
 
 def litefs(site: Site, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`celery -A worker litefs …` on the primary."""
-    return subprocess.run(
-        [sys.executable, "-m", "celery", "-A", "worker", "litefs", *arguments],
-        env={**os.environ, **site.processes[site.primary()].environ}, cwd=ROOT,
-        capture_output=True, text=True, timeout=PATIENCE, check=False,
-    )
+    return site.processes[site.primary()].litefs(*arguments, cwd=ROOT, timeout=PATIENCE)
 
 
 def test_status_names_one_primary_that_consumes(site: Site) -> None:

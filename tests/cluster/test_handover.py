@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 
 from tests.cluster.site import PATIENCE, READING, OpenTransaction, Site, Writers, code
 from worker.fleet import wait_until
@@ -12,11 +10,7 @@ from worker.fleet import wait_until
 
 def promote(site: Site, on: str, *options: str) -> subprocess.CompletedProcess[str]:
     """Run the command as an operator on node ``on`` does."""
-    command = [sys.executable, "-m", "celery", "-A", "worker", "litefs", "promote", *options]
-    return subprocess.run(
-        command, env={**os.environ, **site.processes[on].environ}, capture_output=True, text=True,
-        check=False, timeout=PATIENCE,
-    )
+    return site.processes[on].litefs("promote", *options, timeout=PATIENCE)
 
 
 def test_promote_of_another_node_with_writers_running(site: Site) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,7 +19,6 @@ pytestmark = pytest.mark.skipif(
     bool(_MISSING),
     reason=f"NOT RUN: real LiteFS needs {', '.join(_MISSING)}, which this machine lacks",
 )
-COMMAND = (sys.executable, "-m", "celery", "-A", "worker", "litefs", "doctor", "--json")
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +39,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 def findings(site: Site, node: str, *options: str, **environ: str) -> tuple[int, dict[str, Any]]:
     """Return the exit code, and the findings by check, of each the worst."""
-    ended = subprocess.run(
-        [*COMMAND, *options], env={**os.environ, **site.processes[node].environ, **environ},
-        capture_output=True, text=True, check=False, timeout=120, cwd=site.cluster.root,
+    ended = site.processes[node].litefs(
+        "doctor", "--json", *options, environ=environ, cwd=site.cluster.root
     )
     assert "Traceback" not in ended.stderr, ended.stderr
     told = reversed(json.loads(ended.stdout)["findings"])

@@ -27,25 +27,19 @@ def announce(site: Site, since: float) -> None:
         wait_until(answers, PATIENCE, site.tails)
 
 
-def consumes(site: Site, node: str) -> bool:
-    """Whether that node's worker says that it consumes the queue of writes."""
-    log = site.processes[node].worker.log.read_text(errors="replace")
-    return log.rfind("consuming=True") > log.rfind("consuming=False")
-
-
 def test_a_false_alarm_ends_by_itself(site: Site) -> None:
     """While it hears of a later term a primary takes and makes no writes; soon after, it does."""
     primary, replica = site.primary(), site.replicas()[0]
     name = region(site, "alarm")
     announce(site, time.time())
-    wait_until(lambda: not consumes(site, primary), PATIENCE, site.tails)
+    wait_until(lambda: not site.consumes(primary), PATIENCE, site.tails)
     for node in (primary, replica):
         with pytest.raises(CallError) as caught:
             site.on(node).call("regions.visit", name, timeout=2)
         assert caught.value.kind == "WriteTimeout"
     assert site.primary() == primary
     assert site.on(replica).call("regions.visit", name, timeout=60) == 1
-    assert consumes(site, primary)
+    assert site.consumes(primary)
     assert visits(site, name) == 1
 
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TIMEOUT = 60.0  # seconds; a deadline, not a pause
-COMMAND = (sys.executable, "-m", "celery", "-A", "worker", "litefs")
 
 
 @dataclass
@@ -35,10 +34,7 @@ class Fleet:
 
     def run(self, node: str, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
         """Run `celery litefs` as an operator on that node does."""
-        return subprocess.run(
-            [*COMMAND, *arguments], env={**os.environ, **self.nodes[node].environ, **environ},
-            capture_output=True, text=True, check=False, timeout=120,
-        )
+        return self.nodes[node].litefs(*arguments, environ=environ)
 
     def status(self, node: str = "a", *options: str) -> tuple[int, dict[str, Any]]:
         """Return exit code and document of `status --json`."""

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 TIMEOUT = 60.0  # seconds; a deadline, not a pause
-COMMAND = (sys.executable, "-m", "celery", "-A", "worker", "litefs", "doctor")
 NAMES = ("a", "b")
 
 
@@ -36,10 +35,7 @@ class Site:
 
     def run(self, node: str, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
         """Run the command as an operator on that node does; it never ends in a traceback."""
-        ended = subprocess.run(
-            [*COMMAND, *arguments], env={**os.environ, **self.nodes[node].environ, **environ},
-            capture_output=True, text=True, check=False, timeout=120, cwd=self.folder,
-        )
+        ended = self.nodes[node].litefs("doctor", *arguments, environ=environ, cwd=self.folder)
         assert "Traceback" not in ended.stdout + ended.stderr, ended.stderr
         return ended
 
